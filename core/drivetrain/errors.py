@@ -1,0 +1,48 @@
+"""Errors that users see: one sentence each, with the cure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class DrivetrainError(Exception):
+    """Base of every error that drivetrain raises on purpose."""
+
+
+class ConfigurationError(DrivetrainError, ValueError):
+    """What was asked for cannot be done. Carries every problem found, not only the first.
+
+    Args:
+        problems: one sentence, or several; several are shown as a list.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        if len(self.problems) == 1:
+            text = self.problems[0]
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            text = f"{len(self.problems)} problems were found before the run began:\n{lines}"
+        super().__init__(text)
+
+
+class PluginError(DrivetrainError):
+    """A plugin failed. Names the plugin and the hook; the cause is chained."""
+
+
+class CheckpointError(DrivetrainError):
+    """A checkpoint cannot be read or written."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The entry of `known` closest in spelling to `word`, or None where none is close."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"`, with its leading space, or nothing."""
+    found = nearest(word, known)
+    return f" Did you mean '{found}'?" if found else ""

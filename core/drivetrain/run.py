@@ -1,0 +1,115 @@
+"""`Run`: all that a plugin sees of a run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from drivetrain.arguments import TrainingArguments
+    from drivetrain.callbacks import TrainerControl, TrainerState
+    from drivetrain.processes import Processes
+    from drivetrain.resolve import Plan
+    from drivetrain.slots import LRScheduler, Model, Precision, Strategy, Update
+
+logger = logging.getLogger("drivetrain")
+
+
+@dataclass(slots=True)
+class Prediction:
+    """The progress of an evaluation or a prediction that is under way.
+
+    Attributes:
+        description: "Evaluation" or "Prediction".
+        batches: how many there are, None where the data have no length.
+        done: batches done.
+        rows: rows done on this rank.
+    """
+
+    description: str
+    batches: int | None
+    done: int = 0
+    rows: int = 0
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Run:
+    """One run, from the resolution of plugins to the strategy's close.
+
+    Attributes:
+        args: the arguments, as they are now.
+        state: the documented `TrainerState`: `global_step`, `epoch`, `max_steps`, `log_history`, ...
+        control: the documented `TrainerControl`: what is due after this step.
+        plan: the plugins of the run, and what was said about them.
+        processes: rank, local rank, world size, device.
+        precision, strategy: the objects of the slots.
+        model: the bare model; `model_wrapped`: what the strategy made of it, the one that is called.
+        optimizer, lr_scheduler: as the strategy built them.
+        processing_class: the tokenizer, or whatever prepares the data, if one was given.
+        train_dataloader, eval_dataloader: the loaders in use.
+        accumulation: micro-batches an update.
+        is_training: False while `evaluate()` or `predict()` runs by itself.
+        update: the last update: gradient norm (a tensor on the device), and whether it stepped.
+        batch_rows: rows of the micro-batch that is under way, on this rank.
+        prediction: progress of the evaluation or prediction under way.
+        figures: numbers for the progress bar and listeners that no row of the log has: `rows_per_second`,
+            `steps_per_second`, `grad_norm`, `seconds_left`. Filled when a row is logged.
+        stop_reason: why the run stops early, if somebody asked for it.
+    """
+
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
+    plan: Plan
+    processes: Processes
+    model: Model
+    processing_class: Any = None
+    precision: Precision = None  # type: ignore[assignment]  # set before any plugin but make_* is called
+    strategy: Strategy = None  # type: ignore[assignment]
+    model_wrapped: Model = None  # type: ignore[assignment]
+    optimizer: torch.optim.Optimizer | None = None
+    lr_scheduler: LRScheduler | None = None
+    train_dataloader: Any = None
+    eval_dataloader: Any = None
+    accumulation: int = 1
+    is_training: bool = False
+    update: Update | None = None
+    batch_rows: int = 0
+    prediction: Prediction | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    stop_reason: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.processes.device
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0."""
+        return self.processes.rank == 0
+
+    def options(self, kind: str, name: str) -> Any:
+        """The options of an active plugin, an instance of the dataclass its info names."""
+        return self.plan.options(kind, name)
+
+    def request_stop(self, reason: str) -> None:
+        """Ends training after this step; the reason is logged."""
+        self.stop_reason = reason
+        self.control.should_training_stop = True
+        logger.warning("Training stops after step %d: %s", self.state.global_step, reason)
+
+    def request_save(self) -> None:
+        """Asks for a checkpoint after this step."""
+        self.control.should_save = True
+
+    def request_evaluation(self) -> None:
+        """Asks for an evaluation after this step."""
+        self.control.should_evaluate = True
+
+    def request_log(self) -> None:
+        """Asks for a row of the log after this step."""
+        self.control.should_log = True
