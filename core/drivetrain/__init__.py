@@ -1,0 +1,98 @@
+"""drivetrain: the PyTorch trainer in which everything but the loop is a plugin.
+
+Everything here is imported at first use, so that `import drivetrain` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from drivetrain.arguments import TrainingArguments as TrainingArguments
+    from drivetrain.callbacks import DefaultFlowCallback as DefaultFlowCallback
+    from drivetrain.callbacks import EarlyStoppingCallback as EarlyStoppingCallback
+    from drivetrain.callbacks import TrainerCallback as TrainerCallback
+    from drivetrain.callbacks import TrainerControl as TrainerControl
+    from drivetrain.callbacks import TrainerState as TrainerState
+    from drivetrain.data import DataCollatorWithPadding as DataCollatorWithPadding
+    from drivetrain.data import default_data_collator as default_data_collator
+    from drivetrain.errors import CheckpointError as CheckpointError
+    from drivetrain.errors import ConfigurationError as ConfigurationError
+    from drivetrain.errors import DrivetrainError as DrivetrainError
+    from drivetrain.errors import PluginError as PluginError
+    from drivetrain.evaluation import EvalPrediction as EvalPrediction
+    from drivetrain.evaluation import speed_metrics as speed_metrics
+    from drivetrain.plugin import Claim as Claim
+    from drivetrain.plugin import PluginInfo as PluginInfo
+    from drivetrain.plugin import Weight as Weight
+    from drivetrain.plugin import hookimpl as hookimpl
+    from drivetrain.run import Run as Run
+    from drivetrain.trainer import Trainer as Trainer
+
+# Where each public name lives. A name with a slash is a plugin's, found by its entry point: KIND/NAME.
+_HOMES: dict[str, str] = {
+    "Trainer": "drivetrain.trainer",
+    "TrainingArguments": "drivetrain.arguments",
+    "TrainerCallback": "drivetrain.callbacks",
+    "TrainerControl": "drivetrain.callbacks",
+    "TrainerState": "drivetrain.callbacks",
+    "CallbackHandler": "drivetrain.callbacks",
+    "DefaultFlowCallback": "drivetrain.callbacks",
+    "EarlyStoppingCallback": "drivetrain.callbacks",
+    "ProgressCallback": "callback/progress",
+    "PrinterCallback": "callback/printer",
+    "DataCollatorWithPadding": "drivetrain.data",
+    "default_data_collator": "drivetrain.data",
+    "EvalPrediction": "drivetrain.evaluation",
+    "EvalLoopOutput": "drivetrain.evaluation",
+    "PredictionOutput": "drivetrain.evaluation",
+    "TrainOutput": "drivetrain.trainer",
+    "speed_metrics": "drivetrain.evaluation",
+    "set_seed": "drivetrain.seeding",
+    "IntervalStrategy": "drivetrain.arguments",
+    "EvaluationStrategy": "drivetrain.arguments",
+    "SchedulerType": "drivetrain.arguments",
+    "HubStrategy": "drivetrain.arguments",
+    "ParallelMode": "drivetrain.arguments",
+    "ConfigurationError": "drivetrain.errors",
+    "DrivetrainError": "drivetrain.errors",
+    "PluginError": "drivetrain.errors",
+    "CheckpointError": "drivetrain.errors",
+    "PluginInfo": "drivetrain.plugin",
+    "Claim": "drivetrain.plugin",
+    "Weight": "drivetrain.plugin",
+    "hookimpl": "drivetrain.plugin",
+    "Run": "drivetrain.run",
+    "OptimizerFactory": "drivetrain.slots",
+    "SchedulerFactory": "drivetrain.slots",
+    "PrecisionPolicy": "drivetrain.slots",
+    "Prepared": "drivetrain.slots",
+    "TrainState": "drivetrain.slots",
+    "Update": "drivetrain.slots",
+    "BestRun": "drivetrain.search",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'drivetrain' has no attribute {name!r}")
+    if "/" in home:
+        from drivetrain.discover import load_info
+        from drivetrain.plugin import import_string
+
+        kind, _, plugin = home.partition("/")
+        found = import_string(load_info(kind, plugin).implementation)
+    else:
+        found = getattr(importlib.import_module(home), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
