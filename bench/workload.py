@@ -1,0 +1,134 @@
+"""What every engine trains in `overhead.py`: a model too small to hide the trainer, and three kinds of data.
+
+The model carries the clock. An engine is timed from its call number `WARM_UP` to its last one, so that set-up is left out and
+everything between two forward passes (data, backward, clipping, optimizer, scheduler, logging, the engine itself) is in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+FEATURES, HIDDEN, CLASSES = 64, 128, 10
+BATCH, BATCHES_AN_EPOCH = 32, 500
+WARM_UP = 100
+LEARNING_RATE, WEIGHT_DECAY, MAX_NORM, LOG_EVERY = 1e-3, 0.01, 1.0, 50
+
+
+class Clock:
+    """Wall and processor time between two numbered calls; at the last of them it is `done`."""
+
+    def __init__(self, steps: int) -> None:
+        self.first, self.last, self.calls = WARM_UP, WARM_UP + steps, 0
+        self.steps, self.wall, self.cpu = steps, 0.0, 0.0
+
+    def tick(self) -> None:
+        if self.calls == self.first:
+            self.wall, self.cpu = time.perf_counter(), time.process_time()
+        elif self.calls == self.last:
+            self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        self.calls += 1
+
+    @property
+    def total(self) -> int:
+        """How many updates a run needs so that the last tick is reached."""
+        return self.last + 1
+
+    def microseconds(self) -> tuple[float, float]:
+        """Wall and processor time of a step, in microseconds. Raises RuntimeError where the engine stopped too soon."""
+        if self.calls != self.total:
+            raise RuntimeError(f"the engine made {self.calls} steps of {self.total}")
+        return self.wall / self.steps * 1e6, self.cpu / self.steps * 1e6
+
+
+class Classifier(nn.Module):
+    """Three linear layers; `forward(x, labels)` gives the loss and the logits, as the trainers expect it."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, HIDDEN)
+        self.second = nn.Linear(HIDDEN, HIDDEN)
+        self.last = nn.Linear(HIDDEN, CLASSES)
+        self.clock = clock
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.clock.tick()
+        logits = self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """A map-style data set of rows, one dictionary each."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+class Batches(Dataset[Any]):
+    """Columns as tensors, and a whole batch at a time by torch's `__getitems__`."""
+
+    def __init__(self, x: Tensor, labels: Tensor) -> None:
+        self.x, self.labels = x, labels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": self.x[index], "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return {"x": self.x[indices], "labels": self.labels[indices]}
+
+
+def pairs_to_batch(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    x, labels = zip(*pairs, strict=True)
+    return {"x": torch.stack(x), "labels": torch.stack(labels)}
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A data set with its collator; None is the engine's own default (torch's for the engines that have none)."""
+
+    name: str
+    dataset: Any
+    collate: Callable[[Any], Any] | None
+
+    def loader(self) -> DataLoader[Any]:
+        return DataLoader(self.dataset, BATCH, shuffle=True, collate_fn=self.collate or default_collate)
+
+
+def workloads() -> dict[str, Workload]:
+    """The kinds of data, by name. They hold the same numbers: a random teacher's labels, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH * BATCHES_AN_EPOCH, FEATURES, generator=generator)
+    labels = (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
+    rows = [{"x": row.clone(), "labels": label.clone()} for row, label in zip(x, labels, strict=True)]
+    plain = [{"x": row.numpy(), "labels": int(label)} for row, label in zip(x, labels, strict=True)]
+    all_of_them = (
+        Workload("rows", Rows(rows), default_collate),
+        Workload("list", plain, None),
+        Workload("pairs", TensorDataset(x, labels), pairs_to_batch),
+        Workload("batches", Batches(x, labels), as_it_is),
+    )
+    return {workload.name: workload for workload in all_of_them}
+
+
+def endless(loader: DataLoader[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
