@@ -31,12 +31,23 @@ class Wrong(ValueError):
 class Metadata(dict[str, Any]):
     """What `dataclasses.Field.metadata` holds for one argument.
 
-    HfArgumentParser hands a copy of a field's metadata to `argparse` as it is, which takes no key that it does not
-    know. So a copy is the part that argparse understands; the whole is read in place.
+    HfArgumentParser hands a field's metadata to `argparse` as they are, and argparse takes no key that it does not
+    know. So whoever copies this mapping gets the keys that argparse understands; the others are there for whoever asks
+    for them by name, as in `field.metadata["owner"]`.
     """
 
-    def copy(self) -> dict[str, Any]:
-        return {key: self[key] for key in ("help", "choices", "aliases") if self.get(key) is not None}
+    def __init__(self, **entries: Any) -> None:
+        super().__init__({key: entries.pop(key) for key in ("help", "choices") if key in entries})
+        self._others = entries
+
+    def __missing__(self, key: str) -> Any:
+        return self._others[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
 
 def about(help: str, *, owner: str = "core", **more: Any) -> Metadata:
