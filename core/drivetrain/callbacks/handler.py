@@ -82,7 +82,7 @@ class CallbackHandler:
         return "\n".join(type(found).__name__ for found in self.callbacks)
 
     def _listen(self) -> None:
-        for event in CALLBACK_EVENTS:
+        for event in (*CALLBACK_EVENTS, "on_exception"):
             methods = (getattr(found, event, None) for found in self.callbacks)
             self._listening[event] = [
                 method
@@ -194,3 +194,8 @@ class CallbackHandler:
         """Clears the flag, and forwards."""
         run.control.should_log = False
         self._forward("on_log", run, logs=logs)
+
+    @hookimpl
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """Forwarded to the callbacks that have it, as the progress bar does; documented ones need not."""
+        self._forward("on_exception", run, error=error)
