@@ -37,10 +37,14 @@ def entries() -> tuple[Entry, ...]:
     """Every plugin installed, in the order of kinds and then of names."""
     found: dict[tuple[str, str, str, str], Entry] = {}
     points = importlib.metadata.entry_points()
+
+    @functools.cache  # each look at a name or version would parse the distribution's metadata again
+    def origin(dist: importlib.metadata.Distribution | None) -> tuple[str, str]:
+        return (dist.metadata["Name"], dist.version) if dist is not None else ("?", "?")
+
     for kind in KINDS:
         for point in points.select(group=PREFIX + kind):
-            distribution = point.dist.name if point.dist is not None else "?"
-            version = point.dist.version if point.dist is not None else "?"
+            distribution, version = origin(point.dist)
             # The same distribution can stand twice on the path (editable beside a wheel): one entry.
             key = (kind, point.name, distribution, point.value)
             found.setdefault(key, Entry(kind, point.name, point.value, distribution, version))

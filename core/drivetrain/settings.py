@@ -12,6 +12,7 @@ The file is looked for in the current folder and then in each folder above it; t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,19 @@ from drivetrain.errors import ConfigurationError, did_you_mean
 FILE = "drivetrain.toml"
 ENABLE = "enable"
 _KEYS = ("plugins",)
+_MENTION = re.compile(r"\btool[\s.\"'\]]*drivetrain|^\s*[\"']?drivetrain[\"']?\s*[.=]", re.MULTILINE)
+
+CHOSEN_BY: dict[str, str] = {
+    "strategy": 'strategy = "{name}"',
+    "precision": 'precision = "{name}"',
+    "optimizer": 'optim = "{name}"',
+    "scheduler": 'lr_scheduler_type = "{name}"',
+    "logger": 'report_to = "{name}"',
+    "hub": "push_to_hub = true",
+    "search": 'trainer.hyperparameter_search(backend="{name}")',
+    "launcher": "the way in which the processes are started",
+}
+"""Kinds whose plugins are never switched on by name, and what chooses them instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +44,12 @@ class Settings:
 
     Attributes:
         path: the file that holds them, or None where there is none.
-        enabled: names of the plugins that are switched on, in the file's order.
+        enabled: kind -> names of the plugins that are switched on, in the file's order.
         options: options by plugin name.
     """
 
     path: Path | None = None
-    enabled: tuple[str, ...] = ()
+    enabled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -48,7 +62,7 @@ def find(start: str | os.PathLike[str] | None = None) -> Path | None:
     folder = Path(start) if start is not None else Path.cwd()
     for place in (folder.resolve(), *folder.resolve().parents):
         own, shared = place / FILE, place / "pyproject.toml"
-        in_shared = shared.is_file() and "drivetrain" in _document(shared).get("tool", {})
+        in_shared = _has_table(shared)
         if own.is_file():
             if in_shared:
                 raise ConfigurationError(
@@ -69,16 +83,51 @@ def load(start: str | os.PathLike[str] | None = None) -> Settings:
     path = find(start)
     if path is None:
         return Settings()
+    names, options, problems = _read(path)
+    enabled, more = by_kind(names, f"{path}, plugins.{ENABLE}")
+    if problems + more:
+        raise ConfigurationError(problems + more)
+    return Settings(path, enabled, options)
+
+
+def by_kind(names: Iterable[str], where: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Sorts enabled names by the kinds of the installed plugins, and says what cannot be enabled.
+
+    Args:
+        names: as written, `"NAME"` or `"KIND:NAME"`.
+        where: what holds them, for messages.
+    """
+    from drivetrain.discover import entries
+
+    enabled: dict[str, tuple[str, ...]] = {}
+    problems: list[str] = []
+    for written in names:
+        kind, _, name = written.rpartition(":")
+        found = [entry for entry in entries() if entry.name == name and kind in ("", entry.kind)]
+        able = [entry.kind for entry in found if entry.kind not in CHOSEN_BY]
+        if able:
+            enabled[able[0]] = (*enabled.get(able[0], ()), name)
+        elif found:
+            problems.append(f"{where}: {refusal(found[0].kind, name)}")
+        else:
+            problems.append(f"{where}: {unknown_plugin(name, (entry.name for entry in entries()))}")
+    return enabled, problems
+
+
+def refusal(kind: str, name: str) -> str:
+    """Why a plugin of a kind cannot be switched on by name, and what to do."""
+    return f"The {kind} '{name}' is not enabled by name: {CHOSEN_BY[kind].format(name=name)} chooses it."
+
+
+def _read(path: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Any]], list[str]]:
     table = _table(_document(path), path)
     problems = [
         f"{path}: unknown key '{key}'.{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}."
         for key in table
         if key not in _KEYS
     ]
-    enabled, options, more = read_plugins(table.get("plugins", {}), str(path))
-    if problems + more:
-        raise ConfigurationError(problems + more)
-    return Settings(path, enabled, options)
+    names, options, more = read_plugins(table.unwrap().get("plugins", {}), str(path))
+    return names, options, problems + more
 
 
 def read_plugins(table: Any, where: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]], list[str]]:
@@ -101,9 +150,10 @@ def read_plugins(table: Any, where: str) -> tuple[tuple[str, ...], dict[str, dic
     return tuple(dict.fromkeys(names)), options, problems
 
 
-def enabled_plugins(start: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
-    """Names of the plugins that the project has switched on."""
-    return load(start).enabled
+def enabled_names(start: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+    """The names that the settings file switches on, as written, whether or not they are installed."""
+    path = find(start)
+    return _read(path)[0] if path is not None else ()
 
 
 def enable(name: str, start: str | os.PathLike[str] | None = None) -> tuple[Path, bool]:
@@ -128,7 +178,11 @@ def _edit(
     import tomlkit
 
     path = find(start) or (Path(start) if start is not None else Path.cwd()) / FILE
-    known = load(start).enabled  # checks the file too
+    known: tuple[str, ...] = ()
+    if path.is_file():
+        known, _, problems = _read(path)
+        if problems:
+            raise ConfigurationError(problems)
     if (add is not None and add in known) or (remove is not None and remove not in known):
         return path, False
     document = _document(path) if path.is_file() else tomlkit.document()
@@ -151,6 +205,13 @@ def _edit(
             names.remove(remove)
     _write(path, tomlkit.dumps(document))
     return path, True
+
+
+def _has_table(shared: Path) -> bool:
+    """Whether a pyproject.toml has `[tool.drivetrain]`; most have not, which is seen without parsing them."""
+    if not shared.is_file() or not _MENTION.search(shared.read_text(encoding="utf-8", errors="replace")):
+        return False
+    return "drivetrain" in _document(shared).get("tool", {})
 
 
 def _document(path: Path) -> Any:

@@ -1,0 +1,190 @@
+"""The typer application. A command imports what it needs when it is called, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from drivetrain.cli.console import STATE, clean_errors
+
+# Unknown options are ours to read: every training argument is one.
+_OPEN = {"ignore_unknown_options": True}
+_CONFIG = typer.Argument(metavar="CONFIG.toml", help="The run's file.", show_default=False)
+_WORDS = typer.Argument(
+    metavar="--ARGUMENT VALUE",
+    help="Any training argument (`drivetrain args` lists them), or a key of the file as --model.KEY, "
+    "--data.KEY, --plugins.NAME.KEY.",
+    show_default=False,
+)
+_TRACEBACK = typer.Option("--traceback", help="Show the traceback of an error.")
+
+Config = Annotated[str, _CONFIG]
+Words = Annotated[list[str] | None, _WORDS]
+Traceback = Annotated[bool, _TRACEBACK]
+
+
+class _Command(TyperCommand):
+    """A command whose `--help`, when it is not given, costs nothing.
+
+    Typer reads the value of every option through pydantic, which takes as long to import as typer itself;
+    flags that are booleans already are spared, and the built-in `--help` is None until it is given.
+    """
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
+class _Group(TyperGroup):
+    """The same for a group of commands."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
+app = typer.Typer(
+    name="drivetrain",
+    cls=_Group,
+    help="Trains PyTorch models; everything but the loop is a plugin.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+plugins = typer.Typer(
+    cls=_Group, help="What is installed, what it needs, and what is switched on.", no_args_is_help=True
+)
+app.add_typer(plugins, name="plugins")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from drivetrain import __version__
+
+        typer.echo(f"drivetrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Trains PyTorch models; everything but the loop is a plugin."""
+    STATE.traceback = traceback
+
+
+@app.command(cls=_Command, context_settings=_OPEN)
+@clean_errors
+def train(
+    config: Config,
+    words: Words = None,
+    trace_hooks: Annotated[
+        bool, typer.Option("--trace-hooks", help="Call every hook through pluggy, and print the calls.")
+    ] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Train the model that CONFIG.toml describes."""
+    _start("train", [config, *(words or [])], traceback, trace_hooks=trace_hooks)
+
+
+@app.command(cls=_Command, context_settings=_OPEN)
+@clean_errors
+def evaluate(
+    config: Config,
+    words: Words = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Whose weights; by default those that training left in output_dir.")
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Evaluate a trained model on the evaluation data."""
+    _start("evaluate", [config, *(words or [])], traceback, checkpoint=checkpoint)
+
+
+@app.command(cls=_Command, context_settings=_OPEN)
+@clean_errors
+def predict(
+    config: Config,
+    words: Words = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Whose weights; by default those that training left in output_dir.")
+    ] = None,
+    traceback: Traceback = False,
+) -> None:
+    """Predict on the test data, and write what comes out into output_dir."""
+    _start("predict", [config, *(words or [])], traceback, checkpoint=checkpoint)
+
+
+def _start(
+    job: str,
+    words: list[str],
+    traceback: bool,
+    *,
+    checkpoint: Path | None = None,
+    trace_hooks: bool = False,
+) -> None:
+    STATE.traceback = STATE.traceback or traceback
+    from drivetrain.cli.jobs import run
+
+    run(job, words, checkpoint=checkpoint, trace_hooks=trace_hooks)
+
+
+@app.command(cls=_Command)
+@clean_errors
+def args(
+    word: Annotated[str | None, typer.Argument(help="Part of a name or of what it does.")] = None,
+) -> None:
+    """Search the training arguments: type, default, owner, what each does."""
+    from drivetrain.cli.args import show
+
+    show(word)
+
+
+@plugins.command("list", cls=_Command)
+@clean_errors
+def list_plugins(
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Import each plugin and ask whether it can work on this machine.")
+    ] = False,
+) -> None:
+    """List the plugins that are installed."""
+    from drivetrain.cli.plugins import show_list
+
+    show_list(probe)
+
+
+@plugins.command("show", cls=_Command)
+@clean_errors
+def show_plugin(name: Annotated[str, typer.Argument(help="A plugin, as NAME or KIND:NAME.")]) -> None:
+    """Show a plugin: options, arguments, hooks, order, conflicts."""
+    from drivetrain.cli.plugins import show
+
+    show(name)
+
+
+@plugins.command("enable", cls=_Command)
+@clean_errors
+def enable_plugin(name: Annotated[str, typer.Argument(help="A plugin that no argument chooses.")]) -> None:
+    """Switch a plugin on for this project."""
+    from drivetrain.cli.plugins import enable
+
+    enable(name)
+
+
+@plugins.command("disable", cls=_Command)
+@clean_errors
+def disable_plugin(name: Annotated[str, typer.Argument(help="A plugin that is switched on.")]) -> None:
+    """Switch a plugin off for this project."""
+    from drivetrain.cli.plugins import disable
+
+    disable(name)
