@@ -1,6 +1,7 @@
 """Which process this is, of how many, and on which device: found once, at the first question.
 
-One process needs nobody. For more the launcher slot makes the process group; the core knows no launcher by name.
+One process needs nobody. For more the launcher slot makes the process group; the core knows no launcher by
+name.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Processes:
 class Launcher(Protocol):
     """What this module asks of a launcher plugin. Whoever makes the process group ends it at exit."""
 
-    def start(self, args: Any) -> Processes: ...
+    def start(self, args: Any) -> Processes:
+        """Make the process group, and say who is who."""
+        ...
 
 
 _launcher: Callable[[Any], Launcher] | None = None
@@ -58,14 +61,14 @@ _told: set[str] = set()
 
 
 def set_launcher(factory: Callable[[Any], Launcher] | None) -> None:
-    """Let `factory(args)` give the launcher in place of the installed plugins, whatever the environment says."""
+    """Let `factory(args)` give the launcher, whatever is installed and whatever the environment says."""
     global _launcher
     _launcher = factory
     forget()
 
 
 def forget() -> None:
-    """Drop what was found out; the next question asks the launcher again. The process group itself is not touched."""
+    """Drop what was found out, so that the next question asks again. The process group itself stays."""
     global _started
     _started = None
 
@@ -85,7 +88,8 @@ def current(args: Any) -> Processes:
     """The processes of the run of `args`; with several, the first call makes the process group.
 
     Raises:
-        ConfigurationError: no installed launcher serves these processes, or the device asked for is not there.
+        ConfigurationError: no installed launcher serves these processes, or the device asked for is not
+        there.
     """
     global _started
     if _started is not None:
@@ -109,12 +113,14 @@ def _single(args: Any) -> Processes:
         return Processes(torch.device("cpu"))
     if torch.cuda.is_available():
         if (count := torch.cuda.device_count()) > 1:
-            _tell_once(f"This process uses one of {count} CUDA devices; start one process for each with torchrun.")
+            _tell_once(f"This process uses one of {count} CUDA devices; start one process for each.")
         return Processes(torch.device("cuda", torch.cuda.current_device()), n_gpu=1)
     if torch.backends.mps.is_available():
         return Processes(torch.device("mps"), n_gpu=1)
     if getattr(args, "use_mps_device", False):
-        raise ConfigurationError("use_mps_device=True needs Apple's GPU, and this machine has none: leave it out.")
+        raise ConfigurationError(
+            "use_mps_device=True needs Apple's GPU, and this machine has none: leave it out."
+        )
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         return Processes(torch.device("xpu", torch.xpu.current_device()), n_gpu=1)
     return Processes(torch.device("cpu"))

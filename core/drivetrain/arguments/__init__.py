@@ -1,4 +1,4 @@
-"""The arguments of a run: a dataclass split by topic, and its parsing from TOML, JSON and the command line."""
+"""The arguments of a run: a dataclass split by topic, and its parsing from TOML, JSON and command lines."""
 
 from drivetrain.arguments.enums import (
     LOG_LEVELS,

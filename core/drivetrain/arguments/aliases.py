@@ -25,7 +25,8 @@ SILENT = {"eval_strategy"}
 
 GONE: dict[str, str] = {
     "use_legacy_prediction_loop": (
-        "use_legacy_prediction_loop=True is not there any more: evaluation has one loop, so leave it out, or override"
+        "use_legacy_prediction_loop=True is not there any more: evaluation has one loop, so leave it"
+        " out, or override"
         " Trainer.evaluation_loop."
     ),
     "mp_parameters": (
@@ -62,7 +63,10 @@ def fold(args: "TrainingArguments", given: dict[str, Any], first: bool) -> Itera
 
 def _rename(args: "TrainingArguments", name: str, target: str, value: Any, first: bool) -> Iterator[str]:
     if first and args.is_set(target) and getattr(args, target) != value:
-        yield f"{name} and {target} contradict each other: they are two spellings of one argument, so keep {target}."
+        yield (
+            f"{name} and {target} contradict each other: they are two spellings of one argument, so keep"
+            f" {target}."
+        )
         return
     setattr(args, target, value)
     if name not in SILENT:

@@ -11,7 +11,13 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from drivetrain.arguments.enums import DebugOption, FSDPOption, OptimizerNames, SchedulerType, ShardedDDPOption
+from drivetrain.arguments.enums import (
+    DebugOption,
+    FSDPOption,
+    OptimizerNames,
+    SchedulerType,
+    ShardedDDPOption,
+)
 from drivetrain.arguments.field import Wrong
 from drivetrain.errors import did_you_mean
 
@@ -57,6 +63,7 @@ def member(name: str, value: Any, enum: type[EnumType]) -> EnumType:
 
 
 def boolean(name: str, value: Any) -> bool:
+    """True or False; 0 and 1 count."""
     if isinstance(value, bool):
         return value
     if isinstance(value, numbers.Integral) and value in (0, 1):
@@ -65,6 +72,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def integer(name: str, value: Any) -> int:
+    """A whole number; a float without a fraction counts."""
     if not isinstance(value, bool):
         if isinstance(value, float) and value.is_integer():
             return int(value)
@@ -80,11 +88,12 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         if math.isnan(value):
             raise Wrong(f"{name}=nan must be a number.")
-        return value if type(value) in (int, float) else float(value)
+        return value if isinstance(value, (int, float)) else float(value)
     raise Wrong(f"{name}={value!r} must be a number{_unquoted(value)}.")
 
 
 def text(name: str, value: Any) -> str:
+    """A string."""
     if isinstance(value, str):
         return value
     raise Wrong(f"{name}={value!r} must be a string.")
@@ -122,6 +131,7 @@ def token(name: str, value: Any) -> str | None:
 
 
 def optional_folder(name: str, value: Any) -> str | None:
+    """A folder's name, or none."""
     return None if value is None else folder(name, value)
 
 
@@ -135,7 +145,7 @@ def folder_or_true(name: str, value: Any) -> str | bool | None:
 
 
 def _known_or_own(name: str, value: Any, enum: type[EnumType]) -> Any:
-    """A documented name as its enum; any other name, and any class, as it is: the resolver knows who is installed."""
+    """A documented name as its enum; any other name, and any class, as it is: the resolver knows them."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str):
@@ -148,10 +158,12 @@ def _known_or_own(name: str, value: Any, enum: type[EnumType]) -> Any:
 
 
 def optimizer_name(name: str, value: Any) -> Any:
+    """An optimizer: a name, a class, or `module:Class`."""
     return _known_or_own(name, value, OptimizerNames)
 
 
 def scheduler_name(name: str, value: Any) -> Any:
+    """A scheduler: a name, a class, or `module:Class`."""
     return _known_or_own(name, value, SchedulerType)
 
 
@@ -168,6 +180,7 @@ def report_names(name: str, value: Any) -> list[str]:
 
 
 def optional_names(name: str, value: Any) -> list[str] | None:
+    """A list of names, or none."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -180,7 +193,7 @@ def optional_names(name: str, value: Any) -> list[str] | None:
 
 
 def _words(name: str, value: Any, enum: type[EnumType], true: EnumType | None = None) -> list[EnumType]:
-    """Members of `enum` from words in one string, a list of them, or a bool where `true` says what that means."""
+    """Members of `enum` from words in one string, from a list, or from True where `true` is its meaning."""
     if value is None or value is False:
         return []
     if value is True and true is not None:
@@ -196,13 +209,17 @@ def _words(name: str, value: Any, enum: type[EnumType], true: EnumType | None = 
 
 
 def debug_options(name: str, value: Any) -> list[DebugOption]:
+    """What to watch for, as a list."""
     return _words(name, value, DebugOption)
 
 
 def sharded_ddp_options(name: str, value: Any) -> list[ShardedDDPOption]:
+    """FairScale's modes, as a list that makes sense together."""
     chosen = _words(name, value, ShardedDDPOption, true=ShardedDDPOption.SIMPLE)
     if chosen == [ShardedDDPOption.OFFLOAD]:
-        raise Wrong("sharded_ddp='offload' needs zero_dp_2 or zero_dp_3 beside it, as in 'zero_dp_2 offload'.")
+        raise Wrong(
+            "sharded_ddp='offload' needs zero_dp_2 or zero_dp_3 beside it, as in 'zero_dp_2 offload'."
+        )
     if ShardedDDPOption.SIMPLE in chosen and len(chosen) > 1:
         raise Wrong("sharded_ddp='simple' stands alone: leave out the other words, or leave out simple.")
     if ShardedDDPOption.ZERO_DP_2 in chosen and ShardedDDPOption.ZERO_DP_3 in chosen:
@@ -211,6 +228,7 @@ def sharded_ddp_options(name: str, value: Any) -> list[ShardedDDPOption]:
 
 
 def fsdp_options(name: str, value: Any) -> list[FSDPOption]:
+    """FSDP's modes, as a list that makes sense together."""
     chosen = _words(name, value, FSDPOption, true=FSDPOption.FULL_SHARD)
     modes = [word for word in chosen if word not in (FSDPOption.OFFLOAD, FSDPOption.AUTO_WRAP)]
     if len(set(modes)) > 1:
@@ -253,7 +271,9 @@ def _json_file(name: str, value: Any) -> dict[str, Any]:
     except TypeError:
         raise Wrong(f"{name}={value!r} must be the name of a JSON file, or a dict.") from None
     except OSError:
-        raise Wrong(f"{name}={str(value)!r} is no file here: give the path of a JSON file, or a dict.") from None
+        raise Wrong(
+            f"{name}={str(value)!r} is no file here: give the path of a JSON file, or a dict."
+        ) from None
     except ValueError as error:
         raise Wrong(f"{name}={str(value)!r} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
@@ -271,6 +291,7 @@ def _from_json(name: str, value: Any) -> Any:
 
 
 def a_dict(name: str, value: Any) -> dict[str, Any] | None:
+    """A dict, or a JSON object in a string."""
     content = _from_json(name, value)
     if content is None or isinstance(content, dict):
         return content
@@ -278,6 +299,7 @@ def a_dict(name: str, value: Any) -> dict[str, Any] | None:
 
 
 def a_list(name: str, value: Any) -> list[Any] | None:
+    """A list, or a JSON array in a string."""
     content = _from_json(name, value)
     if content is None:
         return None

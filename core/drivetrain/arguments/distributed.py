@@ -1,7 +1,6 @@
 """Devices, processes, and the engines that share a model among them."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 from drivetrain.arguments.checks import deepspeed_config, fsdp_config, fsdp_options, sharded_ddp_options
 from drivetrain.arguments.field import FileOrDict, Flags, argument
@@ -9,12 +8,18 @@ from drivetrain.arguments.field import FileOrDict, Flags, argument
 
 @dataclass
 class Distributed:
+    """The arguments about devices, processes and engines."""
+
     use_cpu: bool = argument(False, "Use the CPU even where there is an accelerator.")
-    local_rank: int = argument(-1, "This process's number on its node; the launcher sets it.", owner="strategy")
-    ddp_backend: Optional[str] = argument(
-        None, "How processes talk: nccl, gloo, mpi, ccl, hccl; by default what suits the device.", owner="strategy"
+    local_rank: int = argument(
+        -1, "This process's number on its node; the launcher sets it.", owner="strategy"
     )
-    tpu_num_cores: Optional[int] = argument(None, "How many XLA devices to use.", owner="strategy:xla", least=1)
+    ddp_backend: str | None = argument(
+        None,
+        "How processes talk: nccl, gloo, mpi, ccl, hccl; by default what suits the device.",
+        owner="strategy",
+    )
+    tpu_num_cores: int | None = argument(None, "How many XLA devices to use.", owner="strategy:xla", least=1)
     sharded_ddp: Flags = argument(
         "",
         "FairScale's sharding: simple, or zero_dp_2 or zero_dp_3 with offload and auto_wrap as you like.",
@@ -24,7 +29,8 @@ class Distributed:
     )
     fsdp: Flags = argument(
         "",
-        "PyTorch's fully sharded data parallelism: full_shard, shard_grad_op, hybrid_shard or no_shard, with offload and"
+        "PyTorch's fully sharded data parallelism: full_shard, shard_grad_op, hybrid_shard or no_shard,"
+        " with offload and"
         " auto_wrap as you like.",
         owner="strategy:fsdp",
         check=fsdp_options,
@@ -44,15 +50,15 @@ class Distributed:
         check=deepspeed_config,
         accepts="a file's name, or a dict",
     )
-    ddp_find_unused_parameters: Optional[bool] = argument(
+    ddp_find_unused_parameters: bool | None = argument(
         None, "Whether DDP looks for parameters that had no part in the loss.", owner="strategy:ddp"
     )
-    ddp_bucket_cap_mb: Optional[int] = argument(
+    ddp_bucket_cap_mb: int | None = argument(
         None, "The size of DDP's gradient buckets, in MiB.", owner="strategy:ddp", least=1
     )
-    ddp_broadcast_buffers: Optional[bool] = argument(
+    ddp_broadcast_buffers: bool | None = argument(
         None, "Whether DDP sends the first rank's buffers to all before each forward.", owner="strategy:ddp"
     )
-    ddp_timeout: Optional[int] = argument(
+    ddp_timeout: int | None = argument(
         1800, "Seconds that a collective call may take.", owner="strategy:ddp", least=1
     )

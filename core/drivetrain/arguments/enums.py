@@ -12,9 +12,8 @@ class Choice(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> Any:
         known = [member.value for member in cls]
-        raise ValueError(
-            f"Unknown {cls.__name__} {str(value)!r}.{did_you_mean(str(value), known)} Choices: {', '.join(known)}."
-        )
+        meant = did_you_mean(str(value), known)
+        raise ValueError(f"Unknown {cls.__name__} {str(value)!r}.{meant} Choices: {', '.join(known)}.")
 
 
 class IntervalStrategy(Choice):

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from drivetrain.arguments.enums import LOG_LEVELS, ParallelMode
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("drivetrain.arguments")
 
 
 class ProcessFacts:
-    """Mixed into `TrainingArguments`. torch is imported when one of these is first asked for, and no earlier."""
+    """Mixed into `TrainingArguments`. torch is imported when one of these is first asked for."""
 
     framework = "pt"
     default_optim = "adamw_torch"
@@ -30,7 +30,7 @@ class ProcessFacts:
         log_level_replica: str
         log_on_each_node: bool
         save_on_each_node: bool
-        ddp_timeout: Optional[int]
+        ddp_timeout: int | None
         warmup_steps: int
         warmup_ratio: float
 
@@ -112,15 +112,17 @@ class ProcessFacts:
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Updates of linear warmup in a run of `num_training_steps` updates."""
-        return self.warmup_steps if self.warmup_steps > 0 else math.ceil(num_training_steps * self.warmup_ratio)
+        return (
+            self.warmup_steps if self.warmup_steps > 0 else math.ceil(num_training_steps * self.warmup_ratio)
+        )
 
     @contextlib.contextmanager
     def main_process_first(self, local: bool = True, desc: str = "work") -> Iterator[None]:
         """The body runs on the first process while the others wait, then on the others.
 
         Args:
-            local: the first process of each node goes first; otherwise the first of all alone, as suits nodes that
-                share a file system.
+            local: the first process of each node goes first; otherwise the first of all alone, as suits
+                nodes that share a file system.
             desc: what the body does, for the log.
         """
         processes = self._processes

@@ -2,26 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 Check = Callable[[str, Any], Any]
 """Takes an argument's name and value, and returns the value in its settled form or raises `Wrong`."""
 
-# What a type checker sees is everything that Python code may pass. What parsers see at run time is the form that a
-# command line can write: transformers' HfArgumentParser takes one type an argument and calls it on the word.
+# What a type checker sees is everything that Python code may pass. What parsers see at run time is the form
+# that a command line can write: transformers' HfArgumentParser takes one type an argument and calls it on
+# the word.
 if TYPE_CHECKING:
-    FileOrDict = Union[str, dict[str, Any], None]
-    DictOrJson = Union[dict[str, Any], str, None]
-    ListOrJson = Union[list[Any], str, None]
-    PluginsOrJson = Union[dict[str, Any], list[Any], str, None]
-    NameOrClass = Union[str, Callable[..., Any]]
-    Names = Union[str, list[str], None]
-    Flags = Union[str, list[Any], bool, None]
-    FolderOrTrue = Union[str, bool, None]
+    FileOrDict = str | dict[str, Any] | None
+    DictOrJson = dict[str, Any] | str | None
+    ListOrJson = list[Any] | str | None
+    PluginsOrJson = dict[str, Any] | list[Any] | str | None
+    NameOrClass = str | Callable[..., Any]
+    Names = str | list[str] | None
+    Flags = str | list[Any] | bool | None
+    FolderOrTrue = str | bool | None
 else:
-    FileOrDict = DictOrJson = ListOrJson = PluginsOrJson = Flags = FolderOrTrue = Union[str, None]
+    FileOrDict = DictOrJson = ListOrJson = PluginsOrJson = Flags = FolderOrTrue = str | None
     NameOrClass = str
-    Names = Union[list[str], None]
+    Names = list[str] | None
 
 
 class Wrong(ValueError):
@@ -31,9 +32,9 @@ class Wrong(ValueError):
 class Metadata(dict[str, Any]):
     """What `dataclasses.Field.metadata` holds for one argument.
 
-    HfArgumentParser hands a field's metadata to `argparse` as they are, and argparse takes no key that it does not
-    know. So whoever copies this mapping gets the keys that argparse understands; the others are there for whoever asks
-    for them by name, as in `field.metadata["owner"]`.
+    HfArgumentParser hands a field's metadata to `argparse` as they are, and argparse takes no key that it
+    does not know. So whoever copies this mapping gets the keys that argparse understands; the others are
+    there for whoever asks for them by name, as in `field.metadata["owner"]`.
     """
 
     def __init__(self, **entries: Any) -> None:
@@ -44,6 +45,7 @@ class Metadata(dict[str, Any]):
         return self._others[key]
 
     def get(self, key: str, default: Any = None) -> Any:
+        """The entry of that name, whether copies show it or not."""
         try:
             return self[key]
         except KeyError:

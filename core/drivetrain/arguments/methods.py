@@ -1,12 +1,9 @@
-"""The chainable setters: each sets the arguments of one topic, from its own defaults, and returns the arguments."""
+"""The chainable setters: each sets the arguments of one topic and returns the object."""
 
-from typing import TYPE_CHECKING, Any, Optional, TypeVar, Union
+from typing import Any, TypeVar
 
 from drivetrain.arguments.enums import HubStrategy, IntervalStrategy, OptimizerNames, SchedulerType
 from drivetrain.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from drivetrain.arguments.training_arguments import TrainingArguments
 
 Self = TypeVar("Self", bound="Setters")
 
@@ -14,8 +11,9 @@ Self = TypeVar("Self", bound="Setters")
 class Setters:
     """Mixed into `TrainingArguments`.
 
-    A setter checks each value that it sets. What must hold between arguments is checked when the run begins, so that
-    setters may come in any order. A wrong value is a `ConfigurationError`, and nothing is then set.
+    A setter checks each value that it sets. What must hold between arguments is checked when the run
+    begins, so that setters may come in any order. A wrong value is a `ConfigurationError`, and nothing is
+    then set.
     """
 
     def set_training(
@@ -44,11 +42,11 @@ class Setters:
 
     def set_evaluate(
         self: Self,
-        strategy: Union[str, IntervalStrategy] = "no",
+        strategy: str | IntervalStrategy = "no",
         steps: float = 500,
         batch_size: int = 8,
-        accumulation_steps: Optional[int] = None,
-        delay: Optional[float] = None,
+        accumulation_steps: int | None = None,
+        delay: float | None = None,
         loss_only: bool = False,
         jit_mode: bool = False,
     ) -> Self:
@@ -76,22 +74,25 @@ class Setters:
 
     def set_save(
         self: Self,
-        strategy: Union[str, IntervalStrategy] = "steps",
+        strategy: str | IntervalStrategy = "steps",
         steps: float = 500,
-        total_limit: Optional[int] = None,
+        total_limit: int | None = None,
         on_each_node: bool = False,
     ) -> Self:
         """When to save checkpoints, how many to keep, and where."""
         _positive("set_save", strategy, steps)
         return self._assign(
-            save_strategy=strategy, save_steps=steps, save_total_limit=total_limit, save_on_each_node=on_each_node
+            save_strategy=strategy,
+            save_steps=steps,
+            save_total_limit=total_limit,
+            save_on_each_node=on_each_node,
         )
 
     def set_logging(
         self: Self,
-        strategy: Union[str, IntervalStrategy] = "steps",
+        strategy: str | IntervalStrategy = "steps",
         steps: float = 500,
-        report_to: Union[str, list[str]] = "none",
+        report_to: str | list[str] = "none",
         level: str = "passive",
         first_step: bool = False,
         nan_inf_filter: bool = False,
@@ -114,8 +115,8 @@ class Setters:
     def set_push_to_hub(
         self: Self,
         model_id: str,
-        strategy: Union[str, HubStrategy] = "every_save",
-        token: Optional[str] = None,
+        strategy: str | HubStrategy = "every_save",
+        token: str | None = None,
         private_repo: bool = False,
         always_push: bool = False,
     ) -> Self:
@@ -131,13 +132,13 @@ class Setters:
 
     def set_optimizer(
         self: Self,
-        name: Union[str, OptimizerNames] = "adamw_torch",
+        name: str | OptimizerNames = "adamw_torch",
         learning_rate: float = 5e-5,
         weight_decay: float = 0,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
-        args: Optional[str] = None,
+        args: str | None = None,
     ) -> Self:
         """The optimizer and its figures."""
         return self._assign(
@@ -152,7 +153,7 @@ class Setters:
 
     def set_lr_scheduler(
         self: Self,
-        name: Union[str, SchedulerType] = "linear",
+        name: str | SchedulerType = "linear",
         num_epochs: float = 3.0,
         max_steps: int = -1,
         warmup_ratio: float = 0,
@@ -176,7 +177,7 @@ class Setters:
         pin_memory: bool = True,
         auto_find_batch_size: bool = False,
         ignore_data_skip: bool = False,
-        sampler_seed: Optional[int] = None,
+        sampler_seed: int | None = None,
     ) -> Self:
         """How data are batched and loaded."""
         return self._assign(

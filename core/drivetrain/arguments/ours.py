@@ -1,7 +1,6 @@
 """What drivetrain adds; keyword-only, after the documented arguments."""
 
 from dataclasses import dataclass
-from typing import Union
 
 from drivetrain.arguments.checks import a_dict, a_list, plugin_options, size
 from drivetrain.arguments.enums import LossReduction, OnSaveError
@@ -10,12 +9,17 @@ from drivetrain.arguments.field import DictOrJson, ListOrJson, PluginsOrJson, ar
 
 @dataclass(kw_only=True)
 class Ours:
+    """The arguments about what drivetrain adds."""
+
     strategy: str = argument(
         "auto",
-        "The strategy, by the name of an installed one; auto follows the documented arguments, then the number of"
+        "The strategy, by the name of an installed one; auto follows the documented arguments, then the"
+        " number of"
         " processes.",
     )
-    precision: str = argument("auto", "The precision, by the name of an installed one; auto follows bf16 and fp16.")
+    precision: str = argument(
+        "auto", "The precision, by the name of an installed one; auto follows bf16 and fp16."
+    )
     plugins: PluginsOrJson = argument(
         None,
         "Options by plugin name, or in Python a list of plugins.",
@@ -32,12 +36,15 @@ class Ours:
         check=a_list,
         accepts="a list of dicts",
     )
-    loss_reduction: Union[LossReduction, str] = argument(
+    loss_reduction: LossReduction | str = argument(
         "micro_batches",
-        "An update's loss is the mean of its micro-batches' means, or with tokens the mean over all of its tokens, over"
+        "An update's loss is the mean of its micro-batches' means, or with tokens the mean over all of"
+        " its tokens, over"
         " accumulation and ranks.",
     )
-    fsdp_version: int = argument(2, "Which FSDP: 1 wraps modules, 2 shards each parameter.", owner="strategy:fsdp", choices=(1, 2))
+    fsdp_version: int = argument(
+        2, "Which FSDP: 1 wraps modules, 2 shards each parameter.", owner="strategy:fsdp", choices=(1, 2)
+    )
     save_async: bool = argument(False, "Write checkpoints while training goes on.")
-    on_save_error: Union[OnSaveError, str] = argument("stop", "Whether a failed save ends the run or is a warning.")
+    on_save_error: OnSaveError | str = argument("stop", "Whether a failed save ends the run or is a warning.")
     max_shard_size: str = argument("5GB", "Weights are split into files no larger than this.", check=size)

@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, dataclass, fields, make_dataclass
 from enum import Enum
 from functools import cache
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Union, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from drivetrain.arguments import aliases, checks, derive, rules
 from drivetrain.arguments.compilation import Compilation
@@ -52,11 +52,14 @@ if TYPE_CHECKING:
     class _InOrder: ...
 
 else:
-    # A field keeps the position at which the dataclass machinery first meets it, and it meets the last base first.
-    # The topics' own fields then take their places in this order.
+    # A field keeps the position at which the dataclass machinery first meets it, and it meets the last base
+    # first. The topics' own fields then take their places in this order.
     _InOrder = make_dataclass(
         "_InOrder",
-        [(name, _ALL[name].type, _ALL[name]) for name in (*ORDER, *(name for name in _ALL if name not in ORDER))],
+        [
+            (name, _ALL[name].type, _ALL[name])
+            for name in (*ORDER, *(name for name in _ALL if name not in ORDER))
+        ],
         namespace={"__module__": __name__},
     )
 
@@ -83,9 +86,9 @@ class TrainingArguments(
 ):
     """Every argument of a run.
 
-    Positions, names and defaults are those documented for transformers 4.34.0; what drivetrain adds is keyword-only.
-    Values are settled and checked when the object is made (`settle`), and again when the run begins. They stay plain,
-    mutable attributes.
+    Positions, names and defaults are those documented for transformers 4.34.0; what drivetrain adds is
+    keyword-only. Values are settled and checked when the object is made (`settle`), and again when the run
+    begins. They stay plain, mutable attributes.
 
     Raises:
         ConfigurationError: with one sentence for each problem found.
@@ -108,7 +111,11 @@ class TrainingArguments(
         wrong: set[str] = set()
         self._settle_values(declared(), problems, wrong)
         first = "_settled" not in self.__dict__
-        spelled = {name: self.__dict__[name] for name in aliases.ALIASES if name not in wrong and self._unfolded(name)}
+        spelled = {
+            name: self.__dict__[name]
+            for name in aliases.ALIASES
+            if name not in wrong and self._unfolded(name)
+        }
         if "output_dir" not in wrong and "fsdp_config" not in wrong and "debug" not in wrong:
             problems += aliases.fold(self, spelled, first)
             self._folded |= spelled
@@ -152,7 +159,7 @@ class TrainingArguments(
         return self
 
     def is_set(self, name: str) -> bool:
-        """Whether argument `name` holds something else than its default or what follows from other arguments."""
+        """Whether argument `name` holds neither its default nor what follows from other arguments."""
         value = self.__dict__[name]
         if name in self._derived and self._derived[name] == value:
             return False
@@ -165,7 +172,7 @@ class TrainingArguments(
 
     # Two fields are more than their value. The dataclass's own machinery sets and reads them like any other.
 
-    @property  # type: ignore[override]
+    @property  # type: ignore[misc]
     def local_rank(self) -> int:
         """This process's number on its node; with several processes, asking makes the process group."""
         from drivetrain.processes import asked_for
@@ -176,13 +183,13 @@ class TrainingArguments(
     def local_rank(self, value: int) -> None:
         self.__dict__["local_rank"] = value
 
-    @property  # type: ignore[override]
-    def eval_strategy(self) -> Union[IntervalStrategy, str, None]:
+    @property  # type: ignore[misc]
+    def eval_strategy(self) -> IntervalStrategy | str | None:
         """The later spelling of `evaluation_strategy`."""
         return self.evaluation_strategy
 
     @eval_strategy.setter
-    def eval_strategy(self, value: Union[IntervalStrategy, str, None]) -> None:
+    def eval_strategy(self, value: IntervalStrategy | str | None) -> None:
         if "_settled" not in self.__dict__:
             self.__dict__["eval_strategy"] = value  # `settle` compares the two spellings
         elif value is not None:
@@ -191,8 +198,8 @@ class TrainingArguments(
     def to_dict(self) -> dict[str, Any]:
         """Every argument as JSON can hold it, but for objects that the user passed.
 
-        Enums are their words, a class is `module:Class`, tokens are masked. Older spellings that were carried over to
-        their argument are back at their default, so that the dict makes equal arguments.
+        Enums are their words, a class is `module:Class`, tokens are masked. Older spellings that were
+        carried over to their argument are back at their default, so that the dict makes equal arguments.
         """
         return {field.name: self._plain(field) for field in fields(self) if field.init}
 
@@ -210,10 +217,13 @@ class TrainingArguments(
         return json.dumps(self.to_dict(), indent=2, default=str)
 
     def to_sanitized_dict(self) -> dict[str, Any]:
-        """`to_dict` with the batch sizes of the process, and text for all that is no bool, number or string."""
+        """`to_dict` with the process's batch sizes, and text for all that is no bool, number or string."""
         sizes = {"train_batch_size": self.train_batch_size, "eval_batch_size": self.eval_batch_size}
         plain = self.to_dict() | sizes
-        return {name: value if type(value) in (bool, int, float, str) else str(value) for name, value in plain.items()}
+        return {
+            name: value if type(value) in (bool, int, float, str) else str(value)
+            for name, value in plain.items()
+        }
 
     def __str__(self) -> str:
         return "\n".join((f"{type(self).__name__}(", *self._lines(), ")"))
@@ -230,7 +240,7 @@ _FOLDED_INTO = {*aliases.RENAMED.values(), "optim", "debug", "fsdp_config", "hub
 
 @cache
 def declared() -> dict[str, tuple[Any, "Field[Any]"]]:
-    """Each argument's resolved annotation and field, in the order of positions; a subclass's own are not among them."""
+    """Each argument's resolved annotation and field, in the order of positions, without a subclass's own."""
     hints = get_type_hints(TrainingArguments)
     return {field.name: (hints[field.name], field) for field in fields(TrainingArguments)}
 
@@ -248,7 +258,10 @@ def owners_of(args: TrainingArguments, name: str) -> tuple[str, ...]:
     `debug` has as many owners as words, `debug=""` none.
     """
     if name == "debug":
-        named = {DebugOption.UNDERFLOW_OVERFLOW: "underflow_overflow", DebugOption.TPU_METRICS_DEBUG: "tpu_metrics"}
+        named = {
+            DebugOption.UNDERFLOW_OVERFLOW: "underflow_overflow",
+            DebugOption.TPU_METRICS_DEBUG: "tpu_metrics",
+        }
         return tuple(f"callback:{named[DebugOption(word)]}" for word in args.debug)
     return (str(declared()[name][1].metadata["owner"]),)
 
