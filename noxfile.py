@@ -1,0 +1,138 @@
+"""What is run on drivetrain: `pip install nox && nox -s tests`. Each session makes its own environment.
+
+torch is installed first and by itself, in the version of constraints.txt and in the build that pip finds on
+this machine. For another build (CUDA, ROCm) name it as pip would: `DRIVETRAIN_TORCH="torch==2.13.0 --index-url URL"`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "imports", "tests"]
+nox.options.reuse_venv = "yes"
+
+HERE = Path(__file__).parent
+PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
+CONSTRAINED = ("-c", str(HERE / "constraints.txt"))
+TORCH = shlex.split(os.environ.get("DRIVETRAIN_TORCH", "torch"))
+
+# The reference: what transformers 4.34.0 still runs on.
+REFERENCE = ("numpy<2", "pyarrow<21", "transformers==4.34.0", "accelerate==0.23.0", "datasets", "scikit-learn")
+
+# The lowest versions that the project claims. torch stays the one that is tested: older ones are built for
+# older versions of CUDA, which this session does not fetch.
+MINIMUMS = (
+    "pluggy==1.5.0",
+    "typer==0.16.0",
+    "rich==13.7.0",
+    "safetensors==0.4.3",
+    "numpy==1.26.0",
+    "packaging==23.2",
+    "tomlkit==0.12.5",
+)
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml; drivetrain's own extras stand by their path."""
+    found = nox.project.dependency_groups(PROJECT, name)
+    return [line.replace("drivetrain[", f"{HERE}[", 1) if line.startswith("drivetrain[") else line for line in found]
+
+
+def install(session: nox.Session, *requirements: str, editable: bool = True) -> None:
+    """torch as the machine has it, then drivetrain and the rest, in the tested versions."""
+    session.install(*TORCH, *CONSTRAINED)
+    own = ("-e", str(HERE)) if editable else ()
+    session.install(*own, *requirements, *CONSTRAINED)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test but those that compare with other engines."""
+    install(session, *group("test"))
+    session.run(
+        "pytest",
+        *(session.posargs or ("-q",)),
+        env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and form."""
+    session.install(*group("lint"), *CONSTRAINED)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, strictly."""
+    install(session, *group("types"))
+    session.run("mypy")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Who may import whom: the core imports no plugin and no vendor."""
+    install(session, *group("imports"))
+    session.run("lint-imports")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation; a broken link ends it."""
+    session.install(*group("docs"), *CONSTRAINED)
+    session.run("mkdocs", "build", "--strict", "--site-dir", str(Path(session.create_tmp()) / "site"))
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """The same script on transformers 4.34.0 and on drivetrain: `nox -s parity [-- PATTERN]`."""
+    cases = ("--case", session.posargs[0]) if session.posargs else ()
+    out = Path(session.create_tmp()).resolve()
+    install(session, "datasets", "scikit-learn", "transformers")
+
+    reference = out / "reference-env"
+    python = str(reference / ("Scripts" if os.name == "nt" else "bin") / "python")
+    if not reference.exists():
+        session.run("python", "-m", "venv", str(reference))
+    session.run(python, "-m", "pip", "install", "-q", *TORCH, *CONSTRAINED, external=True)
+    session.run(python, "-m", "pip", "install", "-q", *REFERENCE, external=True)
+
+    one_thread = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    theirs, ours = str(out / "transformers"), str(out / "drivetrain")
+    script = str(HERE / "parity" / "run.py")
+    session.run(
+        python, script, "--engine", "transformers", "--out", theirs, *cases, external=True, env=one_thread
+    )
+    session.run("python", script, "--engine", "drivetrain", "--out", ours, *cases, env=one_thread)
+    session.run("python", str(HERE / "parity" / "compare.py"), theirs, ours)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What a step costs, beside other engines, and what an import costs."""
+    install(session, *group("bench"))
+    session.run("python", "bench/imports.py", *session.posargs)
+    session.run("python", "bench/overhead.py", *session.posargs)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """The lowest versions of the runtime dependencies, beside transformers 4.34.0."""
+    session.install(*TORCH, *CONSTRAINED)
+    session.install(
+        "-e", str(HERE), *MINIMUMS, "transformers==4.34.0", "pyarrow<21", "datasets", "scikit-learn",
+        "pytest", "pytest-timeout", "hypothesis", "psutil",
+    )  # fmt: skip
+    session.run("python", "-c", "import drivetrain.trainer, transformers, numpy; print(numpy.__version__)")
+    session.run(
+        "pytest",
+        *(session.posargs or ("-q", "-m", "not slow")),
+        env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+    )
