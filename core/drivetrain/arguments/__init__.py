@@ -16,6 +16,15 @@ from drivetrain.arguments.enums import (
     ShardedDDPOption,
 )
 from drivetrain.arguments.order import ORDER
+from drivetrain.arguments.parsing import (
+    Row,
+    convert,
+    field_table,
+    from_file,
+    from_mapping,
+    from_words,
+    read_file,
+)
 from drivetrain.arguments.training_arguments import TOPICS, TrainingArguments, declared, owners_of
 
 __all__ = [
@@ -32,9 +41,16 @@ __all__ = [
     "OnSaveError",
     "OptimizerNames",
     "ParallelMode",
+    "Row",
     "SchedulerType",
     "ShardedDDPOption",
     "TrainingArguments",
+    "convert",
     "declared",
+    "field_table",
+    "from_file",
+    "from_mapping",
+    "from_words",
     "owners_of",
+    "read_file",
 ]

@@ -152,7 +152,7 @@ def _known_or_own(name: str, value: Any, enum: type[EnumType]) -> Any:
         if not value.strip():
             raise Wrong(f"{name}='' must be a name.")
         return enum._value2member_map_.get(value, value)
-    if callable(value):
+    if isinstance(value, type):
         return value
     raise Wrong(f"{name}={value!r} must be a name, a class, or 'module:Class'.")
 
@@ -309,13 +309,13 @@ def a_list(name: str, value: Any) -> list[Any] | None:
 
 
 def plugin_options(name: str, value: Any) -> dict[str, Any] | list[Any] | None:
-    """Options by plugin name, each a dict; or a list of plugins."""
+    """Options by plugin name, each a dict, and under `enable` names to switch on; or a list of plugins."""
     content = _from_json(name, value)
     if isinstance(content, tuple):
         return list(content)
     if isinstance(content, dict):
         for plugin, options in content.items():
-            if not isinstance(options, dict):
+            if plugin != "enable" and not isinstance(options, dict):
                 raise Wrong(f"{name}[{plugin!r}] must be a dict of that plugin's options, not {options!r}.")
         return content
     if content is None or isinstance(content, list):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     DictOrJson = dict[str, Any] | str | None
     ListOrJson = list[Any] | str | None
     PluginsOrJson = dict[str, Any] | list[Any] | str | None
-    NameOrClass = str | Callable[..., Any]
+    NameOrClass = str | type[Any]
     Names = str | list[str] | None
     Flags = str | list[Any] | bool | None
     FolderOrTrue = str | bool | None

@@ -18,7 +18,9 @@ class Optimization:
     adam_beta2: float = argument(0.999, "Decay of Adam's second moment.", owner="optimizer", least=0, most=1)
     adam_epsilon: float = argument(1e-8, "What Adam adds to its denominator.", owner="optimizer", least=0)
     max_grad_norm: float | None = argument(
-        1.0, "Clip gradients to this L2 norm, taken over all ranks and shards; 0 or None does not clip."
+        1.0,
+        "Clip gradients to this L2 norm, taken over all ranks and shards; 0 or None does not clip.",
+        owner="core, strategy",
     )
     label_smoothing_factor: float = argument(
         0.0,

@@ -14,7 +14,7 @@ class Schedule:
         8, "Rows that each device takes at once in training.", least=1
     )
     gradient_accumulation_steps: int = argument(
-        1, "Micro-batches whose gradients are summed before one update.", least=1
+        1, "Micro-batches whose gradients are summed before one update.", owner="core, strategy", least=1
     )
     num_train_epochs: float = argument(
         3.0, "Passes over the training data; a fraction ends within an epoch.", least=0

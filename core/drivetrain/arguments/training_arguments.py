@@ -163,12 +163,19 @@ class TrainingArguments(
         value = self.__dict__[name]
         if name in self._derived and self._derived[name] == value:
             return False
+        if name in aliases.ALIASES and name in self._folded:
+            return False  # the argument that took its place is set instead
         default = declared()[name][1].default
         return bool(default is MISSING or (value != default and value != settled_default(name)))
 
     def given(self) -> dict[str, Any]:
         """The arguments that are set, with their values."""
         return {name: self.__dict__[name] for name in declared() if self.is_set(name)}
+
+    def shown(self, name: str) -> str:
+        """`name=value` for a message or a log, a token masked."""
+        value = f"<{name.upper()}>" if name.endswith("_token") else _plain(self.__dict__[name])
+        return f"{name}={value!r}"
 
     # Two fields are more than their value. The dataclass's own machinery sets and reads them like any other.
 
@@ -263,7 +270,8 @@ def owners_of(args: TrainingArguments, name: str) -> tuple[str, ...]:
             DebugOption.TPU_METRICS_DEBUG: "tpu_metrics",
         }
         return tuple(f"callback:{named[DebugOption(word)]}" for word in args.debug)
-    return (str(declared()[name][1].metadata["owner"]),)
+    owner: str = declared()[name][1].metadata["owner"]
+    return tuple(part.strip() for part in owner.split(","))
 
 
 def _plain(value: Any) -> Any:
