@@ -1,0 +1,131 @@
+"""What the precisions share: TF32 for the time of the run, half evaluation, and a cheap autocast."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, ClassVar
+
+import torch
+
+from drivetrain.plugin import hookimpl
+from drivetrain.run import Run
+from drivetrain.slots import PrecisionPolicy
+
+
+class ReusableAutocast(threading.local, AbstractContextManager[None]):
+    """`torch.autocast`, made once and entered again and again, also within itself.
+
+    An autocast object keeps what to restore in itself, so one that is entered a second time before it is
+    left would leave autocast on. Entering one of a stack of them costs 2.5 µs, making one each time 3.3.
+
+    Args:
+        device_type: "cpu", "cuda", ...
+        dtype: dtype of the operations that autocast lowers.
+    """
+
+    def __init__(self, device_type: str, dtype: torch.dtype) -> None:
+        self._make = lambda: torch.autocast(device_type, dtype=dtype)
+        self._free = [self._make()]
+        self._entered: list[torch.autocast] = []
+
+    def __enter__(self) -> None:
+        autocast = self._free.pop() if self._free else self._make()
+        autocast.__enter__()
+        self._entered.append(autocast)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        autocast = self._entered.pop()
+        autocast.__exit__(kind, error, traceback)
+        self._free.append(autocast)
+
+
+class TF32:
+    """Whether float32 matrix products may use TensorFloat-32, set for a run and put back after it."""
+
+    def __init__(self) -> None:
+        self._before: bool | str | None = None
+
+    def setup(self, wanted: bool | None) -> None:
+        """Sets it; None leaves it as it is."""
+        if wanted is None or not torch.cuda.is_available():
+            return
+        matmul = torch.backends.cuda.matmul
+        if self._before is None:
+            self._before = self._read()
+        if isinstance(self._before, bool):
+            matmul.allow_tf32 = wanted
+        else:
+            matmul.fp32_precision = "tf32" if wanted else "ieee"
+
+    @staticmethod
+    def _read() -> bool | str:
+        """The flag, or the word of torch's newer interface where that was used: torch refuses a mixture."""
+        try:
+            return bool(torch.backends.cuda.matmul.allow_tf32)
+        except RuntimeError:
+            return str(torch.backends.cuda.matmul.fp32_precision)
+
+    def close(self) -> None:
+        """Puts it back."""
+        if isinstance(self._before, bool):
+            torch.backends.cuda.matmul.allow_tf32 = self._before
+        elif self._before is not None:
+            torch.backends.cuda.matmul.fp32_precision = self._before
+        self._before = None
+
+
+def evaluation_dtype(args: Any) -> torch.dtype | None:
+    """The dtype that the whole model takes for evaluation outside training."""
+    if args.bf16_full_eval:
+        return torch.bfloat16
+    return torch.float16 if args.fp16_full_eval else None
+
+
+_NO_AUTOCAST: AbstractContextManager[Any] = nullcontext()
+
+
+class PlainPrecision:
+    """A precision given by its policy. Subclasses say the policy."""
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = options
+        self.policy = PrecisionPolicy(self.name)
+        self._tf32 = TF32()
+        self._autocasts: dict[str, ReusableAutocast] = {}
+
+    def policy_of(self, args: Any) -> PrecisionPolicy:
+        """The policy that the arguments ask for."""
+        return PrecisionPolicy(self.name, evaluation=evaluation_dtype(args))
+
+    @hookimpl
+    def make_precision(self, run: Run) -> PlainPrecision:
+        """This object, with its policy."""
+        self.policy = self.policy_of(run.args)
+        return self
+
+    def setup(self, run: Run) -> None:
+        """Sets TF32 as `args.tf32` says."""
+        self._tf32.setup(run.args.tf32)
+
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """The context of a forward pass, the same object at each call; may be entered within itself."""
+        dtype = self.policy.compute
+        if dtype is None:
+            return _NO_AUTOCAST
+        found = self._autocasts.get(device_type)
+        if found is None:
+            found = self._autocasts[device_type] = ReusableAutocast(device_type, dtype)
+        return found
+
+    def close(self) -> None:
+        """Puts TF32 back."""
+        self._tf32.close()
