@@ -1,0 +1,37 @@
+"""Data: collating rows, their order, loading them, and the position in them."""
+
+from drivetrain.data.collate import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
+from drivetrain.data.columns import drop_columns, signature_columns
+from drivetrain.data.device import find_batch_size, to_device
+from drivetrain.data.epoch import EpochIterator, EvaluationIterator
+from drivetrain.data.loader import make_dataloader, seed_worker
+from drivetrain.data.position import Position
+from drivetrain.data.samplers import (
+    LengthGroupedSampler,
+    SeededRandomSampler,
+    eval_sampler,
+    has_length,
+    train_sampler,
+)
+from drivetrain.data.source import batches_of
+
+__all__ = [
+    "DataCollatorWithPadding",
+    "EpochIterator",
+    "EvaluationIterator",
+    "LengthGroupedSampler",
+    "Position",
+    "RemoveColumnsCollator",
+    "SeededRandomSampler",
+    "batches_of",
+    "default_data_collator",
+    "drop_columns",
+    "eval_sampler",
+    "find_batch_size",
+    "has_length",
+    "make_dataloader",
+    "seed_worker",
+    "signature_columns",
+    "to_device",
+    "train_sampler",
+]

@@ -1,0 +1,232 @@
+"""How batches are fetched: here, by torch's workers, or from a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from drivetrain.data.dealing import Dealt, deal, dealt_units
+from drivetrain.data.device import find_batch_size
+
+logger = logging.getLogger("drivetrain")
+
+
+def collator(loader: Any) -> Callable[[Any], Any]:
+    """The loader's collator, with pinning where it is asked for and there is an accelerator."""
+    collate: Callable[[Any], Any] = loader.collate_fn
+    if not (loader.pin_memory and torch.accelerator.is_available()):
+        return collate
+    accelerator = torch.accelerator.current_accelerator()
+    device = accelerator.type if accelerator is not None else None
+    if device == "mps":  # torch itself does not pin for it
+        return collate
+    return lambda rows: pin_memory(collate(rows), device)
+
+
+def map_items(loader: Any, dealt: Iterator[Dealt]) -> Iterator[Any]:
+    """Reads a map-style dataset in this process. The hot path: as little as can be for each batch."""
+    dataset, collate = loader.dataset, collator(loader)
+    if loader.batch_sampler is None:
+        for item in dealt:
+            batch = collate(dataset[item[0]])
+            yield batch, item, find_batch_size(batch) or 0
+        return
+    if hasattr(dataset, "__getitems__") and dataset.__getitems__:
+        get_many = dataset.__getitems__
+        for item in dealt:
+            rows = item[0]
+            yield collate(get_many(rows)), item, len(rows) if item[1] else 0
+        return
+    get = dataset.__getitem__ if hasattr(type(dataset), "__getitem__") else lambda index: dataset[index]
+    for item in dealt:
+        rows = item[0]
+        yield collate([get(row) for row in rows]), item, len(rows) if item[1] else 0
+
+
+class _Remaining:
+    """The batches that are left, as a batch sampler for torch."""
+
+    def __init__(self, make: Callable[[], Iterator[Dealt]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return (item[0] for item in self.make())
+
+
+_persistent: WeakKeyDictionary[Any, tuple[_Remaining, DataLoader[Any]]] = WeakKeyDictionary()
+
+
+def worker_items(
+    loader: Any,
+    dealt: Iterator[Dealt],
+    again: Callable[[], Iterator[Dealt]],
+    exact: torch.Tensor | None,
+    seed: int,
+) -> Iterator[Any]:
+    """Has torch's workers read the batches that remain.
+
+    Args:
+        loader: map-style, with workers.
+        dealt: what remains.
+        again: makes the same once more; torch's iterator runs through it ahead of what it yields.
+        exact: the generator's state from which torch draws the very base seed of this epoch.
+        seed: seeds the workers where there is no such state: on other ranks, and after a resume, where workers
+            go on with random numbers that were not used before in this epoch.
+    """
+    remaining = _Remaining(again)
+    generator = torch.Generator()
+    if exact is not None:
+        generator.set_state(exact)
+    else:
+        generator.manual_seed(seed % 2**63)
+    shadow: DataLoader[Any]
+    if loader.persistent_workers and loader in _persistent:
+        known, shadow = _persistent[loader]
+        known.make = again
+    else:
+        auto = loader.batch_sampler is not None
+        options: dict[str, Any] = (
+            {"batch_sampler": remaining} if auto else {"sampler": remaining, "batch_size": None}
+        )
+        shadow = DataLoader(
+            loader.dataset,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory and torch.accelerator.is_available(),
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            **options,
+        )
+        if loader.persistent_workers:
+            _persistent[loader] = (remaining, shadow)
+    batched = loader.batch_sampler is not None
+    for batch, item in zip(shadow, dealt, strict=False):
+        if batched:
+            yield batch, item, len(item[0]) if item[1] else 0
+        else:
+            yield batch, item, find_batch_size(batch) or 0
+
+
+class DealtStream(IterableDataset[Any]):
+    """The rows of an iterable dataset, a rank's part of each global batch at a time.
+
+    Gives (what to collate, its `Dealt`). Without a batch size each item of the dataset is a batch already.
+    """
+
+    def __init__(
+        self, dataset: Any, batch_size: int | None, drop_last: bool, world: int, rank: int, done: int
+    ) -> None:
+        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
+        self.world, self.rank, self.done = world, rank, done
+
+    def __iter__(self) -> Iterator[tuple[Any, Dealt]]:
+        rows = iter(self.dataset)
+        if self.batch_size is None:
+            for _ in islice(rows, self.done * self.world):
+                pass
+            for unit in dealt_units(rows, self.world, self.rank):
+                yield unit.rows, Dealt(None, unit.weight, ())
+            return
+        group = self.batch_size * self.world
+        for _ in islice(rows, self.done * group):
+            pass
+        whole = (self.batch_size,) * self.world
+        first = self.rank * self.batch_size
+        while batch := list(islice(rows, group)):
+            if len(batch) == group:
+                yield batch[first : first + self.batch_size], Dealt(None, 1.0, whole)
+                continue
+            if not self.drop_last:
+                part = deal(batch, self.world, self.rank)
+                yield part.rows, Dealt(None, part.weight, part.shares)
+            return
+
+
+class _CollateDealt:
+    """Collates what `DealtStream` gives, in a worker."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, given: tuple[Any, Dealt]) -> tuple[Any, Any]:
+        rows, dealt = given
+        return self.collate(rows), dealt
+
+
+def iterable_items(loader: Any, world: int, rank: int, done: int) -> Iterator[Any]:
+    """Reads an iterable dataset, after `done` global batches of it."""
+    if done:
+        logger.warning(
+            "Resuming reads %d batches of the training data again, since the dataset has no state_dict; "
+            "give it state_dict and load_state_dict to spare that, or set ignore_data_skip=True.",
+            done,
+        )
+    if not loader.num_workers:
+        # torch draws the base seed first, then makes the dataset's iterator.
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        collate = collator(loader)
+        stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank, done)
+        return ((collate(rows), dealt, _rows(rows, dealt)) for rows, dealt in stream)
+    if world == 1:
+        return skip(_own(loader), done, told=True)
+    stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank, 0)
+    shadow: DataLoader[Any] = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=loader.num_workers,
+        collate_fn=_CollateDealt(loader.collate_fn),
+        pin_memory=loader.pin_memory and torch.accelerator.is_available(),
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+    )
+    return skip(
+        ((batch, Dealt(*dealt), find_batch_size(batch) or 0) for batch, dealt in shadow), done, told=True
+    )
+
+
+def _own(loader: Iterable[Any]) -> Iterator[Any]:
+    for batch in loader:
+        rows = find_batch_size(batch) or 0
+        yield batch, Dealt(None, 1.0, (rows,)), rows
+
+
+def _rows(rows: Any, dealt: Dealt) -> int:
+    return (len(rows) if hasattr(rows, "__len__") else 1) if dealt.weight else 0
+
+
+def skip(items: Iterator[Any], done: int, told: bool = False) -> Iterator[Any]:
+    """Runs through `done` items of a stream."""
+    if done and not told:
+        logger.warning(
+            "Resuming reads %d batches of the training data again, since the loader has no state_dict; "
+            "set ignore_data_skip=True to begin the epoch anew instead.",
+            done,
+        )
+    for _ in islice(items, done):
+        pass
+    return items
+
+
+def stateful(loader: Any, iterable: bool) -> Any:
+    """What tells and sets the position of a stream: the loader, or its dataset where this process reads it."""
+    owners = [loader]
+    if iterable and not loader.num_workers:
+        owners.append(loader.dataset)
+    for owner in owners:
+        if hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict"):
+            return owner
+    return None
