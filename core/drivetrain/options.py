@@ -44,8 +44,9 @@ def fill_options(base: T, values: Mapping[str, Any] | None, subject: str) -> T:
             continue
         present = getattr(base, name)
         if present != fields[name].default and present != wanted:
-            problems.append(f"{subject}: option '{name}' is given twice, as {present!r} and as {wanted!r}; "
-                            "keep one.")
+            problems.append(
+                f"{subject}: option '{name}' is given twice, as {present!r} and as {wanted!r}; keep one."
+            )
         changes[name] = wanted
     if problems:
         raise ConfigurationError(problems)
@@ -58,7 +59,9 @@ def fill_options(base: T, values: Mapping[str, Any] | None, subject: str) -> T:
 def _unknown(name: str, fields: Mapping[str, Any], subject: str) -> str:
     if not fields:
         return f"{subject} has no options; remove '{name}'."
-    return f"{subject} has no option '{name}'.{did_you_mean(name, fields)} It has: {', '.join(sorted(fields))}."
+    return (
+        f"{subject} has no option '{name}'.{did_you_mean(name, fields)} It has: {', '.join(sorted(fields))}."
+    )
 
 
 def describe(hint: Any) -> str:

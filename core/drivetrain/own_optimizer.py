@@ -32,7 +32,9 @@ def parse_optim_args(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
     for part in text.replace(" ", "").split(","):
         key, equals, value = part.partition("=")
         if not key or not equals or "=" in value:
-            raise ConfigurationError(f"optim_args={text!r} must read 'key=value,key=value'; {part!r} does not.")
+            raise ConfigurationError(
+                f"optim_args={text!r} must read 'key=value,key=value'; {part!r} does not."
+            )
         found[key] = value
     return found
 
@@ -85,19 +87,22 @@ def own_optimizer_factory(cls: Any, run: Run) -> OptimizerFactory:
     )
 
 
-def groups_of(args: Any, cls: Callable[..., Any] | None, check_with: Any = None) -> Callable[[Any], list[Any]]:
+def groups_of(
+    args: Any, cls: Callable[..., Any] | None, check_with: Any = None
+) -> Callable[[Any], list[Any]]:
     """What makes the documented parameter groups of a model from the arguments.
 
     Args:
         args: `weight_decay` and `param_groups` are read.
         cls: the optimizer's class, against which the options of `param_groups` are checked.
-        check_with: a model to try the patterns on at once, so that a mistake shows before anything heavy.
+        check_with: a model to try the patterns on at once, so that a mistake shows before anything heavy;
+            one without parameters stands for a model that is not there yet.
     """
 
     def groups(model: Any) -> list[Any]:
         return parameter_groups(model, args.weight_decay, None, args.param_groups, cls)
 
-    if check_with is not None and args.param_groups:
+    if args.param_groups and check_with is not None and next(check_with.parameters(), None) is not None:
         groups(check_with)
     return groups
 

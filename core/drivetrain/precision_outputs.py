@@ -20,9 +20,7 @@ def to_fp32(outputs: Any) -> Any:
     if isinstance(outputs, torch.Tensor):
         return outputs.float() if outputs.dtype in _HALF else outputs
     if isinstance(outputs, Mapping):
-        changed = {
-            key: new for key, value in outputs.items() if (new := to_fp32(value)) is not value
-        }
+        changed = {key: new for key, value in outputs.items() if (new := to_fp32(value)) is not value}
         return _with_items(outputs, changed) if changed else outputs
     if isinstance(outputs, tuple | list):
         new_items = [to_fp32(item) for item in outputs]

@@ -48,7 +48,9 @@ class AdamW(torch.optim.Optimizer):
         correct_bias: bool = True,
     ) -> None:
         if lr < 0.0 or eps < 0.0 or weight_decay < 0.0:
-            raise ValueError(f"lr ({lr}), eps ({eps}) and weight_decay ({weight_decay}) must not be negative.")
+            raise ValueError(
+                f"lr ({lr}), eps ({eps}) and weight_decay ({weight_decay}) must not be negative."
+            )
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"Both betas must lie in [0, 1), and are {betas}.")
         defaults = {

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-
 from drivetrain.errors import ConfigurationError
 from drivetrain.parameters import compile_pattern, parameter_groups
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import Group, Model, OptimizerFactory
+
 from drivetrain_plugins.optimizer.adamw_torch import why_not_fused
 from drivetrain_plugins.optimizer.base import OptimizerPlugin
 from drivetrain_plugins.optimizer.options import MuonOptions
@@ -79,7 +79,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         options = self._muon_options if group["use_muon"] else self._adamw_options
         given = {key: group.get(key, value) for key, value in options.items()}
         # torch's classes check the options and know their other defaults.
-        cls: Callable[..., torch.optim.Optimizer] = torch.optim.Muon if group["use_muon"] else torch.optim.AdamW
+        cls: Callable[..., torch.optim.Optimizer] = (
+            torch.optim.Muon if group["use_muon"] else torch.optim.AdamW
+        )
         checked = cls([dict(group)], lr=group["lr"], **given)
         group.update({key: value for key, value in checked.param_groups[0].items() if key != "params"})
 
@@ -102,7 +104,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if hasattr(self, "_muon_options"):  # after load_state_dict, which puts new groups and a new state here
+        if hasattr(
+            self, "_muon_options"
+        ):  # after load_state_dict, which puts new groups and a new state here
             self._link()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,7 +204,8 @@ class MuonPlugin(OptimizerPlugin[MuonOptions]):
             found = parameter_groups(model, args.weight_decay, None, args.param_groups, MuonWithAdamW)
             return split_groups(found, model, adamw_names(model, patterns))
 
-        groups(run.model)
+        if next(run.model.parameters(), None) is not None:  # the patterns are tried at once
+            groups(run.model)
         factory.groups = groups
         return factory
 

@@ -105,7 +105,9 @@ class AdagradOptions:
     eps: float = 1e-10
 
     def __post_init__(self) -> None:
-        _positive(lr_decay=self.lr_decay, initial_accumulator_value=self.initial_accumulator_value, eps=self.eps)
+        _positive(
+            lr_decay=self.lr_decay, initial_accumulator_value=self.initial_accumulator_value, eps=self.eps
+        )
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,14 @@
-"""What the precisions share: TF32 for the time of the run, half evaluation, and a cheap autocast."""
+"""What the precisions share: TF32 for the time of the run, half evaluation, and autocast."""
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
-
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import PrecisionPolicy
-
-
-class ReusableAutocast(threading.local, AbstractContextManager[None]):
-    """`torch.autocast`, made once and entered again and again, also within itself.
-
-    An autocast object keeps what to restore in itself, so one that is entered a second time before it is
-    left would leave autocast on. Entering one of a stack of them costs 2.5 µs, making one each time 3.3.
-
-    Args:
-        device_type: "cpu", "cuda", ...
-        dtype: dtype of the operations that autocast lowers.
-    """
-
-    def __init__(self, device_type: str, dtype: torch.dtype) -> None:
-        self._make = lambda: torch.autocast(device_type, dtype=dtype)
-        self._free = [self._make()]
-        self._entered: list[torch.autocast] = []
-
-    def __enter__(self) -> None:
-        autocast = self._free.pop() if self._free else self._make()
-        autocast.__enter__()
-        self._entered.append(autocast)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        autocast = self._entered.pop()
-        autocast.__exit__(kind, error, traceback)
-        self._free.append(autocast)
 
 
 class TF32:
@@ -100,7 +65,6 @@ class PlainPrecision:
         self.options = options
         self.policy = PrecisionPolicy(self.name)
         self._tf32 = TF32()
-        self._autocasts: dict[str, ReusableAutocast] = {}
 
     def policy_of(self, args: Any) -> PrecisionPolicy:
         """The policy that the arguments ask for."""
@@ -117,14 +81,14 @@ class PlainPrecision:
         self._tf32.setup(run.args.tf32)
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """The context of a forward pass, the same object at each call; may be entered within itself."""
-        dtype = self.policy.compute
-        if dtype is None:
+        """The context of a forward pass.
+
+        One object for each pass: an autocast keeps what it will restore in itself, so that one which is
+        entered within itself, or by two threads, would leave autocast on. Reusing it would save 1 µs of 3.3.
+        """
+        if self.policy.compute is None:
             return _NO_AUTOCAST
-        found = self._autocasts.get(device_type)
-        if found is None:
-            found = self._autocasts[device_type] = ReusableAutocast(device_type, dtype)
-        return found
+        return torch.autocast(device_type, dtype=self.policy.compute)
 
     def close(self) -> None:
         """Puts TF32 back."""

@@ -27,6 +27,8 @@ class LossScaleOptions:
         if self.growth_factor <= 1.0:
             raise ValueError(f"option 'growth_factor' must be above 1, and is {self.growth_factor}.")
         if not 0.0 < self.backoff_factor < 1.0:
-            raise ValueError(f"option 'backoff_factor' must lie between 0 and 1, and is {self.backoff_factor}.")
+            raise ValueError(
+                f"option 'backoff_factor' must lie between 0 and 1, and is {self.backoff_factor}."
+            )
         if self.growth_interval < 1:
             raise ValueError(f"option 'growth_interval' must be at least 1, and is {self.growth_interval}.")

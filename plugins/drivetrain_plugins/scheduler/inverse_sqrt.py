@@ -24,6 +24,4 @@ class InverseSqrt(SchedulePlugin[InverseSqrtOptions]):
     ) -> Multiplier:
         """sqrt(timescale / (updates since the warmup + timescale))."""
         timescale = options.timescale or warmup or WITHOUT_WARMUP
-        return after_warmup(
-            warmup, lambda update: 1.0 / math.sqrt((update - warmup + timescale) / timescale)
-        )
+        return after_warmup(warmup, lambda update: 1.0 / math.sqrt((update - warmup + timescale) / timescale))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import SchedulerFactory
+from torch.optim.lr_scheduler import LambdaLR
+
 from drivetrain_plugins.scheduler.options import read_kwargs
 
 Options = TypeVar("Options")
@@ -30,7 +30,9 @@ class MultiplierLR(LambdaLR):
         last_epoch: the update that was done last; -1 for none.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, multiplier: Multiplier, last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, multiplier: Multiplier, last_epoch: int = -1
+    ) -> None:
         was_wrapped = "step" in vars(optimizer)
         super().__init__(optimizer, multiplier, last_epoch)
         if not was_wrapped:
