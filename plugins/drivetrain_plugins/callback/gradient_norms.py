@@ -82,7 +82,7 @@ class GradientNorms:
                 groups[str(group.get("name", position))] = _norm(grads)
         if not groups:
             return {"gradient_norm": 0.0}
-        total = torch.linalg.vector_norm(torch.stack([norm.float() for norm in groups.values()]))
+        total = torch.linalg.vector_norm(torch.stack(list(groups.values())))
         row: dict[str, Any] = {"gradient_norm": float(total) / scale}
         row.update({f"gradient_norm/{name}": float(norm) / scale for name, norm in groups.items()})
         if self.options.top:
@@ -97,7 +97,9 @@ class GradientNorms:
 
 def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
     """The L2 norm of tensors taken together."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad.float()) for grad in grads]))
+    norms = torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads])
+    total: torch.Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def _loss_scale(run: Run) -> float:

@@ -31,27 +31,27 @@ class TensorBoardLogger(Logger):
             folder = os.path.join(folder, run.state.trial_name)
         # The writer creates events of later steps twice where a run resumes; this hides those that were lost.
         purge = run.state.global_step + 1 if run.state.global_step else None
-        self._writer = SummaryWriter(log_dir=folder, purge_step=purge)  # type: ignore[no-untyped-call]
-        self._writer.add_text("args", run.args.to_json_string())  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(log_dir=folder, purge_step=purge)
+        self._writer.add_text("args", run.args.to_json_string())
         config = model_config(run)
         if config is not None:
-            self._writer.add_text("model_config", config.to_json_string())  # type: ignore[no-untyped-call]
+            self._writer.add_text("model_config", config.to_json_string())
 
     def write(self, run: Run, row: dict[str, Any]) -> None:
         """Adds the row's numbers; what is no number is named once."""
         assert self._writer is not None
         for name, value in row.items():
             if isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, run.state.global_step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, run.state.global_step)
             elif name not in self._strange:
                 self._strange.add(name)
                 logger.warning(
                     "TensorBoard takes numbers alone, so %r (%s) is not in it.", name, type(value).__name__
                 )
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
 
     def close(self, run: Run) -> None:
         """Ends the event file."""
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
             self._writer = None
