@@ -33,7 +33,7 @@ class BestRun(NamedTuple):
     run_summary: Any = None
 
 
-class HPSearchBackend(str, Enum):
+class HPSearchBackend(str, Enum):  # noqa: UP042  # the documented class is this one
     """The documented backends. A plugin's name serves as well."""
 
     OPTUNA = "optuna"
@@ -86,7 +86,7 @@ def hyperparameter_search(
     """
     if trainer.model_init is None:
         raise ConfigurationError(
-            "hyperparameter_search builds a fresh model for each trial: give Trainer a model_init, not a model."
+            "hyperparameter_search builds a fresh model for each trial: give Trainer a model_init."
         )
     name, plugin = _plugin(trainer, backend)
     manager = new_manager()
@@ -126,7 +126,8 @@ def _plugin(trainer: Any, backend: str | HPSearchBackend | None) -> tuple[str, A
     if lacking:
         line = f"{info.distribution}[{info.extra}]" if info.extra else " ".join(lacking)
         raise ConfigurationError(
-            f"Search {wanted!r} needs {' and '.join(lacking)}, which is not installed. Run: pip install '{line}'"
+            f"Search {wanted!r} needs {' and '.join(lacking)}, which is not installed. "
+            f"Run: pip install '{line}'"
         )
     return wanted, import_string(info.implementation)()
 

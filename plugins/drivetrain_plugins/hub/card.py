@@ -98,28 +98,17 @@ def model_card(
     how = " ".join(_many(dataset_args))
     body = [f"# {model_name}", ""]
     origin = f"fine-tuned from {finetuned_from}" if finetuned_from else "trained from scratch"
+    source = f", on {sets}" if sets else ""
+    body += [f"A {type(run.model).__name__}, {origin}{source}{f' ({how})' if how else ''}.", ""]
     body += [
-        f"A {type(run.model).__name__}, {origin}{f', on {sets}' if sets else ''}{f' ({how})' if how else ''}."
-    ]
-    body += [
-        "",
         "This card is a draft that the trainer wrote: say what the model is for, and where it fails.",
         "",
     ]
     body += _evaluations(run.state.log_history)
     told = [(name, getattr(run.args, name, None)) for name in _TOLD]
-    body += ["## Training", ""]
-    body += _table(
-        ["argument", "value"],
-        [(name, getattr(value, "value", value)) for name, value in told if value is not None],
-    )
-    body += [
-        "",
-        f"{run.state.global_step} updates, {run.state.epoch or 0:.2f} epochs.",
-        "",
-        "## Versions",
-        "",
-    ]
+    rows = [(name, getattr(value, "value", value)) for name, value in told if value is not None]
+    body += ["## Training", "", *_table(["argument", "value"], rows), ""]
+    body += [f"{run.state.global_step} updates, {run.state.epoch or 0:.2f} epochs.", "", "## Versions", ""]
     versions = {"drivetrain": drivetrain.__version__}
     for name in ("torch", "transformers", "datasets", "tokenizers"):
         try:

@@ -54,11 +54,10 @@ class WandbLogger(Logger):
 
     def open(self, run: Run) -> None:
         """Opens a run, or joins the open one, and writes configuration and axes."""
-        searching = run.state.is_hyper_param_search
-        # A run of ours stays open after training. It serves evaluations; another training has its own, unless
-        # it is the resume of this one.
+        # A run of ours stays open after training, for evaluations. A new training has a run of its own, unless
+        # it is a resume, whose checkpoint has named this one.
         ours = self._run is not None and wandb.run is self._run
-        if ours and run.is_training and (searching or self._id != self._run.id):
+        if ours and run.is_training and self._id != self._run.id:
             self._run.finish()
         if wandb.run is None:
             self._run = wandb.init(**self._settings(run))
@@ -115,5 +114,4 @@ class WandbLogger(Logger):
 
     def close(self, run: Run) -> None:
         """The run stays open for evaluations that follow; wandb ends it with the process."""
-        if self._run is not None and wandb.run is self._run:
-            self._id = self._run.id
+        self._id = None

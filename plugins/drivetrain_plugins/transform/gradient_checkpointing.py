@@ -55,6 +55,7 @@ class Checkpointed:
         return type(self.block).forward(self.block, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward, which keeps its activations only where no gradient is to come."""
         if self.block.training and is_grad_enabled():
             return checkpoint(self.plain, *args, use_reentrant=False, **kwargs)
         return self.plain(*args, **kwargs)
@@ -110,12 +111,12 @@ class GradientCheckpointing:
         blocks = self._by_name(model) if self.options.blocks else repeated_blocks(model)
         if not blocks:
             raise ConfigurationError(
-                f"gradient_checkpointing=True finds neither a switch nor repeated blocks in "
-                f"{type(model).__name__}: name its blocks in plugins={{'gradient_checkpointing': {{'blocks': [...]}}}}."
+                f"gradient_checkpointing=True finds neither a switch nor repeated blocks in {type(model).__name__}: "
+                "name its blocks in plugins={'gradient_checkpointing': {'blocks': [...]}}."
             )
         for block in blocks.values():
             checkpointed = Checkpointed(block)
-            block.forward = checkpointed  # type: ignore[method-assign]
+            block.forward = checkpointed
             self._undo.append(checkpointed.remove)
         logger.info("Gradient checkpointing over %d blocks: %s", len(blocks), ", ".join(blocks))
 
@@ -154,8 +155,8 @@ class GradientCheckpointing:
             }
             if not matching:
                 raise ConfigurationError(
-                    f"No module of {type(model).__name__} is named {pattern!r}, which gradient_checkpointing's "
-                    f"blocks ask for. Its repeated blocks: {', '.join(repeated_blocks(model)) or 'none'}."
+                    f"No module of {type(model).__name__} is named {pattern!r}, as gradient_checkpointing's blocks "
+                    f"ask. Its repeated blocks: {', '.join(repeated_blocks(model)) or 'none'}."
                 )
             found.update(matching)
         return found
