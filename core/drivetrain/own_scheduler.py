@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drivetrain.run import Run
     from drivetrain.slots import LRScheduler, SchedulerFactory
 
-# What we know and a scheduler may ask for: updates of the run, under the names that torch and transformers use.
+# Updates of the run, under the names by which schedulers of torch and transformers ask for them.
 _TOTAL = ("num_training_steps", "total_steps", "T_max")
 _WARMUP = "num_warmup_steps"
 
@@ -36,7 +36,7 @@ def own_scheduler_factory(cls: Any, run: Run) -> SchedulerFactory:
     """
     from drivetrain.slots import SchedulerFactory
 
-    args = run.args
+    args: Any = run.args
     found, name = _resolve(cls)
     given = dict(args.lr_scheduler_kwargs or {})
     parameters = _parameters(found)

@@ -150,7 +150,7 @@ def _entry_problem(index: int, entry: Any, optimizer_class: Callable[..., Any] |
 
 
 def group_options(optimizer_class: Callable[..., Any] | None) -> set[str] | None:
-    """Names of the options that a group of this optimizer may have; None where its signature does not tell."""
+    """Options that a group of this optimizer may have; None where its signature does not tell."""
     if optimizer_class is None:
         return None
     try:

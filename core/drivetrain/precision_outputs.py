@@ -33,7 +33,7 @@ def to_fp32(outputs: Any) -> Any:
 
 
 def _with_items(mapping: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
-    """A copy of `mapping` with some values replaced; outputs of transformers are mappings and objects in one."""
+    """A copy of `mapping` with some values replaced, of its own type: transformers' outputs are objects."""
     if type(mapping) is dict:
         return {**mapping, **changed}
     if hasattr(mapping, "__setitem__"):

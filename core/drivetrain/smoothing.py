@@ -1,4 +1,4 @@
-"""Label smoothing (Szegedy et al., "Rethinking the Inception Architecture", 2016), and whose labels are shifted."""
+"""Label smoothing (Szegedy et al., "Rethinking the Inception Architecture", 2016), and what to shift."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def predicts_next_token(model: Any) -> bool:
-    """Whether the model's labels are its inputs, to be shifted by one: a causal language model of transformers.
+    """Whether the labels are the inputs, to be shifted by one: for a causal language model of transformers.
 
     Told by the name of its class, or of one it inherits from: a subclass of GPT2LMHeadModel is one too
     (transformers 4.34.0 looks at the last name alone, and computes a wrong loss for subclasses). A wrapper

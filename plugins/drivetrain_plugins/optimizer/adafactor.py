@@ -75,7 +75,7 @@ class Adafactor(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns what `closure`, called first with gradients on, returns."""
         loss = None
         if closure is not None:
@@ -109,7 +109,7 @@ class Adafactor(torch.optim.Optimizer):
             rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
             rows.mul_(decay).add_(squared.mean(dim=-1), alpha=1.0 - decay)
             columns.mul_(decay).add_(squared.mean(dim=-2), alpha=1.0 - decay)
-            # The estimate of the second moment is rows · columns / mean(rows); its inverse root, as a product.
+            # The second moment's estimate is rows · columns / mean(rows); this is its inverse root.
             of_rows = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
             update = (of_rows * columns.rsqrt().unsqueeze(-2)).mul_(grad)
         else:
@@ -138,7 +138,8 @@ class Adafactor(torch.optim.Optimizer):
 
 
 def _rms(tensor: Tensor) -> Tensor:
-    return tensor.norm(2) / math.sqrt(tensor.numel())
+    norm: Tensor = torch.linalg.vector_norm(tensor)
+    return norm / math.sqrt(tensor.numel())
 
 
 class AdafactorPlugin(OptimizerPlugin[AdafactorOptions]):

@@ -63,7 +63,7 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns what `closure`, called first with gradients on, returns."""
         loss = None
         if closure is not None:
@@ -75,6 +75,7 @@ class AdamW(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         params: list[Tensor] = []
+        grads: list[Tensor] = []
         means: list[Tensor] = []
         squares: list[Tensor] = []
         step_sizes: list[float] = []
@@ -92,13 +93,13 @@ class AdamW(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["step"] = t = int(state["step"]) + 1
             params.append(p)
+            grads.append(p.grad)
             means.append(state["exp_avg"])
             squares.append(state["exp_avg_sq"])
             correction = math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t) if group["correct_bias"] else 1.0
             step_sizes.append(-lr * correction)
         if not params:
             return
-        grads = [p.grad for p in params]
         torch._foreach_mul_(means, beta1)
         torch._foreach_add_(means, grads, alpha=1.0 - beta1)
         torch._foreach_mul_(squares, beta2)

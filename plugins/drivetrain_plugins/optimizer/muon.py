@@ -114,7 +114,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both. Returns what `closure`, called first with gradients on, returns."""
         loss = None
         if closure is not None:
@@ -196,7 +196,7 @@ class MuonPlugin(OptimizerPlugin[MuonOptions]):
         """The factory; its groups are the documented ones, each split into Muon's part and AdamW's."""
         factory = super().make_optimizer(run)
         patterns = self.options.adamw
-        args = run.args
+        args: Any = run.args
         if why_not_fused(run.model.parameters(), run.device) is None:
             factory.kwargs["fused"] = True
 

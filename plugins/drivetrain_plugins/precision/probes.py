@@ -12,7 +12,7 @@ _AMPERE = 8
 
 
 def _cuda(args: Any) -> bool:
-    """Whether the run will be on a CUDA device. Asks torch, since `args.device` would make the process group."""
+    """Whether the run will be on a CUDA device. Asks torch: `args.device` would make the process group."""
     return torch.cuda.is_available() and not args.use_cpu
 
 
@@ -29,7 +29,10 @@ def _ampere(args: Any) -> bool:
 def fp32(args: Any) -> Iterator[str]:
     """What every precision must check: TF32 and half evaluation."""
     if args.tf32 and not _ampere(args):
-        yield f"tf32=True needs a CUDA device of the Ampere generation or later, {_where(args)}. Leave tf32 out."
+        yield (
+            f"tf32=True needs a CUDA device of the Ampere generation or later, {_where(args)}. "
+            "Leave tf32 out."
+        )
     if args.fp16_full_eval and not _cuda(args):
         yield (
             f"fp16_full_eval=True needs a CUDA device, {_where(args)}. "
@@ -41,8 +44,8 @@ def _backend(args: Any, word: str) -> Iterator[str]:
     backend = str(getattr(args.half_precision_backend, "value", args.half_precision_backend))
     if backend == "apex":
         yield (
-            f"half_precision_backend='apex' is not supported, since torch's autocast took its place: with {word}=True "
-            "leave half_precision_backend at 'auto'."
+            "half_precision_backend='apex' is not supported, since torch's autocast took its place: "
+            f"with {word}=True leave half_precision_backend at 'auto'."
         )
     if backend == "cuda_amp" and not _cuda(args):
         yield (
@@ -61,7 +64,10 @@ def bf16(args: Any) -> Iterator[str]:
     yield from fp32(args)
     yield from _backend(args, "bf16")
     if _cuda(args) and not torch.cuda.is_bf16_supported():
-        yield "bf16=True needs a CUDA device of the Ampere generation or later. Use fp16=True, which works on this one."
+        yield (
+            "bf16=True needs a CUDA device of the Ampere generation or later. "
+            "Use fp16=True, which works on this one."
+        )
 
 
 def fp16(args: Any) -> Iterator[str]:

@@ -82,7 +82,7 @@ class SchedulePlugin(Generic[Options]):
         args = run.args
         options = read_kwargs(self.options, args, self.name)
 
-        def make(optimizer: torch.optim.Optimizer, num_training_steps: int) -> MultiplierLR:
+        def make(optimizer: torch.optim.Optimizer, num_training_steps: int) -> Any:
             warmup = args.get_warmup_steps(num_training_steps)
             return MultiplierLR(optimizer, self.multiplier(optimizer, warmup, num_training_steps, options))
 

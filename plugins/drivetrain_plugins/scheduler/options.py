@@ -155,8 +155,8 @@ class PiecewiseOptions:
     def __post_init__(self) -> None:
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
-                f"option 'values' must have one more entry than 'boundaries' ({len(self.boundaries)}), and has "
-                f"{len(self.values)}."
+                f"option 'values' must have one more entry than 'boundaries' ({len(self.boundaries)}), "
+                f"and has {len(self.values)}."
             )
         if any(boundary <= 0 for boundary in self.boundaries):
             raise ValueError("option 'boundaries' must be positive.")

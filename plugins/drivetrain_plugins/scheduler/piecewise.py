@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 
 import torch
 from drivetrain.errors import ConfigurationError
@@ -30,9 +31,9 @@ class Piecewise(SchedulePlugin[PiecewiseOptions]):
             ConfigurationError: boundaries that do not rise, once shares are updates.
         """
         boundaries = [round(b * total) if b < 1 else int(b) for b in options.boundaries]
-        if any(later <= earlier for earlier, later in zip(boundaries, boundaries[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(boundaries)):
             raise ConfigurationError(
-                f"Scheduler 'piecewise': the boundaries must rise, and are {boundaries} in updates, of {total}."
+                f"Scheduler 'piecewise': boundaries must rise, and in updates, of {total}, are {boundaries}."
             )
         values = options.values
 

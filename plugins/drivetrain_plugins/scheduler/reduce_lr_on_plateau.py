@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from drivetrain.plugin import hookimpl
@@ -27,7 +27,7 @@ class ReduceLROnPlateauPlugin:
         """The factory."""
         options = dataclasses.asdict(read_kwargs(self.options, run.args, self.name))
 
-        def make(optimizer: torch.optim.Optimizer, num_training_steps: int) -> ReduceLROnPlateau:
+        def make(optimizer: torch.optim.Optimizer, num_training_steps: int) -> Any:
             return ReduceLROnPlateau(optimizer, **options)
 
         return SchedulerFactory(make=make, num_training_steps=run.state.max_steps, per_evaluation=True)

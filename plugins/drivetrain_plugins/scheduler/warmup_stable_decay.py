@@ -51,8 +51,8 @@ class WarmupStableDecay(SchedulePlugin[WarmupStableDecayOptions]):
             stable = total - warmup - decay
         if stable < 0:
             raise ConfigurationError(
-                f"Scheduler 'warmup_stable_decay': {warmup} updates of warmup and {decay} of decay are more than "
-                f"the run's {total}; lower num_decay_steps."
+                f"Scheduler 'warmup_stable_decay': {warmup} updates of warmup and {decay} of decay are more "
+                f"than the run's {total}; lower num_decay_steps."
             )
         least, begin = options.min_lr_ratio, warmup + stable
         up, down, cycles = options.warmup_type, options.decay_type, options.num_cycles
