@@ -67,7 +67,7 @@ class EvalPrediction:
 
 
 class EvalLoopOutput(NamedTuple):
-    """The outcome of `evaluation_loop`: arrays of shape (rows, ...), metrics, and how many rows there were."""
+    """The outcome of `evaluation_loop`: arrays of shape (rows, ...), metrics, and the number of rows."""
 
     predictions: Any
     label_ids: Any
@@ -146,7 +146,7 @@ def evaluation_loop(
     gathered in their order, each once, so metrics do not depend on how many ranks there are.
 
     Args:
-        trainer: the Trainer; its `prediction_step`, `preprocess_logits_for_metrics` and `compute_metrics` are used.
+        trainer: the Trainer: `prediction_step`, `preprocess_logits_for_metrics`, `compute_metrics`.
         dataloader: the loader, as `get_eval_dataloader` gives it.
         description: "Evaluation" or "Prediction", for the log.
         prediction_loss_only: keep the loss alone; None for what the arguments say.
@@ -156,7 +156,7 @@ def evaluation_loop(
     args, run, model = trainer.args, trainer.run, trainer.model_wrapped
     if prediction_loss_only is None:
         prediction_loss_only = args.prediction_loss_only
-    dataset = getattr(dataloader, "dataset", None)
+    dataset: Any = getattr(dataloader, "dataset", None)
     batches = EvaluationIterator(dataloader, processes=run.processes)
     rank, world = run.processes.rank, run.processes.world_size
 
@@ -171,7 +171,8 @@ def evaluation_loop(
     if args.past_index >= 0:
         trainer._past = None
 
-    losses, loss_rows = _Kept(), []
+    losses = _Kept()
+    loss_rows: list[int] = []
     kept: dict[str, _Kept] = {"logits": _Kept(), "labels": _Kept(), "inputs": _Kept()}
     seen = 0
     run.prediction = progress = Prediction(description, batches.batches)
@@ -193,7 +194,7 @@ def evaluation_loop(
             if logits is not None and trainer.preprocess_logits_for_metrics is not None:
                 logits = trainer.preprocess_logits_for_metrics(logits, labels)
 
-            shares = (mine,)
+            shares: tuple[int, ...] = (mine,)
             if world > 1:
                 shares = batches.true_shares(mine)
             if loss is not None:
@@ -204,7 +205,7 @@ def evaluation_loop(
                     kept[name].add(collect_rows(value, shares, rank, run))
             seen += sum(shares)
             progress.done, progress.rows = step, progress.rows + mine
-            trainer._fire_prediction_step()
+            trainer.fire_prediction_step()
 
             if args.eval_accumulation_steps is not None and step % args.eval_accumulation_steps == 0:
                 for results in (losses, *kept.values()):
@@ -229,7 +230,7 @@ def evaluation_loop(
     for name in list(metrics):
         if not name.startswith(f"{metric_key_prefix}_"):
             metrics[f"{metric_key_prefix}_{name}"] = metrics.pop(name)
-    number = len(dataset) if has_length(dataset) else 0  # type: ignore[arg-type]
+    number = len(dataset) if has_length(dataset) else 0
     return EvalLoopOutput(predictions, label_ids, metrics, number or seen)
 
 

@@ -82,7 +82,7 @@ def concatenate(chunks: Sequence[Any], padding: float = -100) -> Any:
     if isinstance(first, (list, tuple, Mapping)):
         if any(type(chunk) is not type(first) or len(chunk) != len(first) for chunk in chunks):
             raise TypeError(
-                "The batches of an evaluation give outputs of different structure: "
+                "Batches of an evaluation give outputs of different structure: "
                 f"{sorted({f'{type(chunk).__name__} of {len(chunk)}' for chunk in chunks})}."
             )
         if isinstance(first, Mapping):
@@ -90,7 +90,7 @@ def concatenate(chunks: Sequence[Any], padding: float = -100) -> Any:
         parts = [concatenate([chunk[i] for chunk in chunks], padding) for i in range(len(first))]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     if isinstance(first, torch.Tensor):
-        tensors = [torch.atleast_1d(chunk) for chunk in chunks]
+        tensors = [_at_least_1d(chunk) for chunk in chunks]
         width = _common_width([tensor.shape for tensor in tensors])
         if width is None:
             return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
@@ -106,6 +106,10 @@ def concatenate(chunks: Sequence[Any], padding: float = -100) -> Any:
     raise TypeError(f"A {type(first).__name__} cannot be put together with those of other batches.")
 
 
+def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(1) if tensor.dim() == 0 else tensor
+
+
 def _common_width(shapes: Sequence[Sequence[int]]) -> int | None:
     """The greatest dimension 1, or None where all are alike (or there is none)."""
     tails = {tuple(shape[1:]) for shape in shapes}
@@ -113,8 +117,8 @@ def _common_width(shapes: Sequence[Sequence[int]]) -> int | None:
         return None
     if len({tail[1:] for tail in tails}) > 1 or any(not tail for tail in tails):
         raise ValueError(
-            "Outputs of different batches can differ in dimension 1 (it is padded), but these have the shapes "
-            f"{sorted({tuple(shape) for shape in shapes})}: pad them in the model or in preprocess_logits_for_metrics."
+            "Outputs of batches may differ in dimension 1 (it is padded), but these have shapes "
+            f"{sorted({tuple(shape) for shape in shapes})}: pad them in preprocess_logits_for_metrics."
         )
     return max(tail[0] for tail in tails)
 
@@ -164,7 +168,7 @@ def collect_rows(value: Any, shares: Sequence[int], rank: int, run: Any, padding
         return value
     leaves: list[torch.Tensor] = []
     nested_map(leaves.append, value)
-    leaves = [torch.atleast_1d(leaf) for leaf in leaves]
+    leaves = [_at_least_1d(leaf) for leaf in leaves]
     widths = torch.tensor(
         [[leaf.shape[1] if leaf.dim() > 1 else 0 for leaf in leaves]], device=leaves[0].device
     )

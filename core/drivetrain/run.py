@@ -53,7 +53,8 @@ class Run:
         accumulation: micro-batches an update.
         is_training: False while `evaluate()` or `predict()` runs by itself.
         update: the last update: gradient norm (a tensor on the device), and whether it stepped.
-        batch_rows: rows of the micro-batch that is under way, on this rank.
+        batch_rows: rows trained on since the last row of the log, on this rank.
+        batch_weight: what the loss of this micro-batch is multiplied by, so that every row of an update counts the same.
         prediction: progress of the evaluation or prediction under way.
         figures: numbers for the progress bar and listeners that no row of the log has: `rows_per_second`,
             `steps_per_second`, `grad_norm`, `seconds_left`. Filled when a row is logged.
@@ -78,6 +79,7 @@ class Run:
     is_training: bool = False
     update: Update | None = None
     batch_rows: int = 0
+    batch_weight: float = 1.0
     prediction: Prediction | None = None
     figures: dict[str, float] = field(default_factory=dict)
     stop_reason: str | None = None

@@ -215,6 +215,9 @@ class Hub(Protocol):
     def create(self, run: Run) -> str:
         """Makes the repository if it is not there, and returns its name."""
 
+    def write_card(self, run: Run, folder: str, **fields: Any) -> str:
+        """Writes the model's card into the folder, and returns its path."""
+
 
 SLOT_PROTOCOLS: dict[str, type[Any]] = {
     "strategy": Strategy,

@@ -55,8 +55,13 @@ class TrainerState:
     @classmethod
     def from_json(cls, text: str) -> TrainerState:
         """The state of a file's text; keys of later versions are passed over."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainerState:
+        """The state of a file's content; keys of later versions are passed over."""
         known = {found.name for found in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
+        return cls(**{key: value for key, value in values.items() if key in known})
 
     @classmethod
     def load_from_json(cls, json_path: str) -> TrainerState:

@@ -1,0 +1,105 @@
+"""The optimizer and the scheduler: the part of the Trainer that scripts override."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drivetrain.callbacks import TrainerControl, TrainerState
+from drivetrain.parameters import get_decay_parameter_names, parameter_groups
+from drivetrain.processes import current
+from drivetrain.resolve import Plan, resolve
+from drivetrain.run import Run
+from drivetrain.session import Session, optimizer_factory, scheduler_factory
+from drivetrain.slots import LRScheduler, OptimizerFactory, SchedulerFactory
+
+if TYPE_CHECKING:
+    from drivetrain.arguments import TrainingArguments
+    from drivetrain.trainer import Trainer
+
+
+class Building:
+    """The part of the Trainer that builds what updates the model."""
+
+    def create_optimizer_and_scheduler(self: Trainer, num_training_steps: int) -> None:
+        """Builds both. Override it, or one of the two below, for your own."""
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps, self.optimizer)
+
+    def create_optimizer(self: Trainer) -> torch.optim.Optimizer:
+        """Sets `self.optimizer`, unless there is one, and returns it."""
+        if self.optimizer is None:
+            self.optimizer = optimizer_factory(self.session().run).build(self.model)
+        return self.optimizer
+
+    def create_scheduler(self: Trainer, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Sets `self.lr_scheduler`, unless there is one, and returns it."""
+        if self.lr_scheduler is None:
+            used = self.optimizer if optimizer is None else optimizer
+            assert used is not None
+            self.lr_scheduler = scheduler_factory(self.session().run, num_training_steps).build(used)
+            self._made_scheduler = True
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self: Trainer, model: Any) -> list[str]:
+        """Names of the parameters that weight decay applies to: no biases, no LayerNorm weights."""
+        return get_decay_parameter_names(model)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
+        """The class and the keyword arguments that the arguments mean."""
+        run = Run(args, TrainerState(), TrainerControl(), Plan(), current(args), torch.nn.Module())
+        run.plan = resolve(args, kinds=("optimizer",))
+        factory = optimizer_factory(run)
+        return factory.cls, factory.kwargs
+
+    def _factories(self: Trainer, session: Session, max_steps: int) -> tuple[OptimizerFactory, SchedulerFactory]:
+        """What to build from: a subclass's methods where they are overridden, else the slots."""
+        own = type(self)
+        base = Building
+        both = own.create_optimizer_and_scheduler is not base.create_optimizer_and_scheduler
+        if both:
+            self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+        elif own.create_optimizer is not base.create_optimizer:
+            self.create_optimizer()
+        groups = None
+        if own.get_decay_parameter_names is not base.get_decay_parameter_names:
+            groups = self.get_decay_parameter_names
+        if self.optimizer is not None:
+            optimizer = OptimizerFactory(cls=type(self.optimizer), finished=self.optimizer)
+        elif own.get_optimizer_cls_and_kwargs is not base.get_optimizer_cls_and_kwargs:
+            optimizer = optimizer_factory(session.run)
+            optimizer.cls, optimizer.kwargs = self.get_optimizer_cls_and_kwargs(self.args)
+        else:
+            optimizer = optimizer_factory(session.run)
+        if groups is not None and optimizer.finished is None:
+            optimizer.groups = self._own_groups
+        if self.lr_scheduler is not None:
+            plateau = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            scheduler = SchedulerFactory(finished=self.lr_scheduler, per_evaluation=plateau)
+        elif own.create_scheduler is not base.create_scheduler:
+            scheduler = SchedulerFactory(make=lambda opt, steps: self._overridden_scheduler(opt, steps))
+            scheduler.num_training_steps = max_steps
+        else:
+            scheduler = scheduler_factory(session.run, max_steps)
+            self._made_scheduler = True
+        return optimizer, scheduler
+
+    def _own_groups(self: Trainer, model: Any) -> list[dict[str, Any]]:
+        args = self.args
+        return parameter_groups(model, args.weight_decay, self.get_decay_parameter_names(model), args.param_groups)
+
+    def _overridden_scheduler(self: Trainer, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        self.optimizer = optimizer
+        made = self.create_scheduler(steps, optimizer)
+        return made if made is not None else self.lr_scheduler  # type: ignore[return-value]
+
+    def session(self: Trainer) -> Session:
+        """The session under way, or one that is opened for a question asked outside of `train()`."""
+        if self.is_in_train:
+            return self._session
+        session = Session(self, self.run)
+        session.open(training=False)
+        return session
+

@@ -1,0 +1,155 @@
+"""Evaluation and prediction: the part of the Trainer around `evaluation.py`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drivetrain.evaluation import EvalLoopOutput, PredictionOutput, evaluation_loop, prediction_step, speed_metrics
+from drivetrain.session import Session, culprits_named, evaluation_dtype
+
+if TYPE_CHECKING:
+    from drivetrain.trainer import Trainer
+
+
+class Evaluations:
+    """The part of the Trainer that evaluates and predicts."""
+
+    def evaluate(
+        self: Trainer,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluates.
+
+        Args:
+            eval_dataset: in place of the trainer's own; a dict of data sets gives all their metrics together.
+            ignore_keys: keys of the model's output that are left out.
+            metric_key_prefix: "eval" makes `eval_loss`.
+
+        Returns:
+            The metrics: the loss, what `compute_metrics` gave, and speed.
+        """
+        chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(chosen, dict):
+            metrics: dict[str, float] = {}
+            for name, dataset in chosen.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        start = time.time()
+        with self.evaluating():
+            loader = self.get_eval_dataloader(eval_dataset)
+            loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
+            output = loop(
+                loader,
+                description="Evaluation",
+                prediction_loss_only=True if self.compute_metrics is None else None,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=metric_key_prefix,
+            )
+            self._add_speed(output, metric_key_prefix, start)
+            metrics = output.metrics
+            self.log(metrics)
+            for call in self.run.plan.events.on_evaluate:
+                call(self.run, metrics)
+        return metrics
+
+    def predict(
+        self: Trainer, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predicts.
+
+        Args:
+            test_dataset: rows, with labels or without.
+            ignore_keys: keys of the model's output that are left out.
+            metric_key_prefix: of the metrics, where there are labels.
+
+        Returns:
+            `predictions` and `label_ids` (arrays, rows first), and `metrics`.
+        """
+        start = time.time()
+        with self.evaluating():
+            loader = self.get_test_dataloader(test_dataset)
+            loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
+            output = loop(
+                loader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+            self._add_speed(output, metric_key_prefix, start)
+            for call in self.run.plan.events.on_predict:
+                call(self.run, output.metrics)
+        return PredictionOutput(output.predictions, output.label_ids, output.metrics)
+
+    @contextmanager
+    def evaluating(self: Trainer) -> Iterator[None]:
+        """Within `train()` nothing; else plugins, precision and strategy for this evaluation alone."""
+        if self.is_in_train:
+            yield
+            return
+        run = self.run
+        run.model = self.model
+        session = Session(self, run)
+        with culprits_named(run):
+            try:
+                session.open(training=False)
+                if self.args.place_model_on_device:
+                    self.model.to(run.device)
+                session.autocast(self.model)
+                run.model_wrapped = self.model_wrapped = self.model
+                with evaluation_dtype(self.model, run.precision.policy.evaluation):
+                    yield
+            finally:
+                session.close()
+
+    def evaluation_loop(
+        self: Trainer,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Runs the model over a dataloader: losses, predictions, labels and metrics.
+
+        Args:
+            dataloader: of the rows; every rank sees its share.
+            description: "Evaluation" or "Prediction", for the progress bar.
+            prediction_loss_only: keep the loss alone; by default the argument of the same name.
+            ignore_keys: keys of the model's output that are left out.
+            metric_key_prefix: of the metrics.
+        """
+        return evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+
+    prediction_loop = evaluation_loop
+
+    def prediction_step(
+        self: Trainer,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """The loss, the logits and the labels of a batch, each None where there is none.
+
+        Args:
+            model: the wrapped model.
+            inputs: the batch, on the host.
+            prediction_loss_only: leave logits and labels out.
+            ignore_keys: keys of the model's output that are left out.
+        """
+        return prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
+
+    def fire_prediction_step(self: Trainer) -> None:
+        """Tells the listeners that a batch of an evaluation is done."""
+        for call in self.run.plan.events.on_prediction_step:
+            call(self.run)
+
+    def _add_speed(self: Trainer, output: EvalLoopOutput, prefix: str, start: float) -> None:
+        rows = output.num_samples or 0
+        steps = math.ceil(rows / (self.args.eval_batch_size * self.args.world_size))
+        output.metrics.update(speed_metrics(prefix, start, num_samples=rows, num_steps=steps))

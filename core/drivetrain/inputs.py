@@ -1,0 +1,124 @@
+"""Data sets, their loaders and the model's signature: the part of the Trainer that feeds the model."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
+
+from drivetrain.data import (
+    drop_columns,
+    eval_sampler,
+    has_length,
+    make_dataloader,
+    to_device,
+    train_sampler,
+)
+from drivetrain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Sampler
+
+    from drivetrain.trainer import Trainer
+
+logger = logging.getLogger("drivetrain")
+
+
+class Inputs:
+    """The part of the Trainer that makes loaders, and looks at the model's forward."""
+
+    label_names: list[str]
+    can_return_loss: bool
+
+    def check_data(self: Trainer) -> None:
+        """What can be said about the data before anything is built.
+
+        Raises:
+            ConfigurationError: the data and the arguments do not fit together.
+        """
+        problems = []
+        args, data = self.args, self.train_dataset
+        if not callable(self.data_collator):
+            problems.append("data_collator must be a function that makes a batch of a list of rows.")
+        if data is not None and not has_length(data) and args.max_steps <= 0:
+            problems.append("The training data have no length, so max_steps must say how many updates the run has.")
+        if args.group_by_length and isinstance(data, IterableDataset):
+            problems.append("group_by_length needs a map-style data set: the rows of an iterable one have no order to choose.")
+        if problems:
+            raise ConfigurationError(problems)
+
+    def find_signature(self: Trainer) -> None:
+        """Which arguments of the model's forward are labels, and whether it can be asked for a loss."""
+        model = type(self.model)
+        names = list(inspect.signature(model.forward).parameters)
+        if self.args.label_names is not None:
+            self.label_names = list(self.args.label_names)
+        elif "QuestionAnswering" in model.__name__:
+            self.label_names = [n for n in names if "label" in n or n in ("start_positions", "end_positions")]
+        else:
+            self.label_names = [name for name in names if "label" in name]
+        parameter = inspect.signature(model.forward).parameters.get("return_loss")
+        self.can_return_loss = parameter is not None and parameter.default is True
+
+    # -- loaders ---------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self: Trainer) -> DataLoader[Any]:
+        """The loader of the training data. Override it for your own.
+
+        Raises:
+            ConfigurationError: there are no training data.
+        """
+        if self.train_dataset is None:
+            raise ConfigurationError("Trainer needs train_dataset to train.")
+        sampler = self._get_train_sampler()
+        dataset, collate = self._columns(self.train_dataset, "training")
+        return make_dataloader(
+            dataset, batch_size=self._train_batch_size, collate_fn=collate, sampler=sampler, args=self.args, train=True
+        )
+
+    def get_eval_dataloader(self: Trainer, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The loader of the evaluation data. Override it for your own.
+
+        Args:
+            eval_dataset: in place of the trainer's own.
+
+        Raises:
+            ConfigurationError: there are no evaluation data.
+        """
+        chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if chosen is None:
+            raise ConfigurationError("Trainer needs eval_dataset to evaluate.")
+        return self._eval_loader(chosen, "evaluation")
+
+    def get_test_dataloader(self: Trainer, test_dataset: Any) -> DataLoader[Any]:
+        """The loader of the data to predict on. Override it for your own."""
+        return self._eval_loader(test_dataset, "test")
+
+    def _eval_loader(self: Trainer, chosen: Any, description: str) -> DataLoader[Any]:
+        dataset, collate = self._columns(chosen, description)
+        sampler = self._get_eval_sampler(chosen)
+        return make_dataloader(
+            dataset, batch_size=self.args.eval_batch_size, collate_fn=collate, sampler=sampler, args=self.args, train=False
+        )
+
+    def _get_train_sampler(self: Trainer) -> Sampler[int] | None:
+        return train_sampler(self.train_dataset, self.args, self.tokenizer)
+
+    def _get_eval_sampler(self: Trainer, eval_dataset: Any) -> Sampler[int] | None:
+        return eval_sampler(eval_dataset, self.args)
+
+    def _columns(self: Trainer, dataset: Any, description: str) -> tuple[Any, Any]:
+        return drop_columns(
+            dataset,
+            self.data_collator,
+            model=self.model,
+            label_names=self.label_names,
+            args=self.args,
+            description=description,
+        )
+
+    def _prepare_inputs(self: Trainer, inputs: Any) -> Any:
+        """The batch on the device, with the memory of the last one where `past_index` asks for it."""
+        return to_device(inputs, self.run.device, non_blocking=self.args.dataloader_pin_memory)

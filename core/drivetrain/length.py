@@ -1,0 +1,78 @@
+"""How long a run is: updates, epochs, batches and rows, from the arguments and the length of the data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from drivetrain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from drivetrain.arguments import TrainingArguments
+
+
+@dataclass(frozen=True, slots=True)
+class RunLength:
+    """The length of a run.
+
+    Attributes:
+        max_steps: updates of the run.
+        epochs: passes over the data, rounded up.
+        batches: micro-batches an epoch; where the data have no length, as many as the run needs.
+        updates_per_epoch: batches // accumulation, at least 1.
+        rows: rows that the run trains on, for its throughput.
+    """
+
+    max_steps: int
+    epochs: int
+    batches: int
+    updates_per_epoch: int
+    rows: float
+
+    @classmethod
+    def of(cls, args: TrainingArguments, batches: int | None, rows: int | None, world_size: int) -> RunLength:
+        """From the arguments and the data.
+
+        Args:
+            args: the arguments.
+            batches: micro-batches of one epoch, None where the data have no length.
+            rows: rows of one epoch.
+            world_size: number of processes.
+
+        Raises:
+            ConfigurationError: the data have no length, and `max_steps` is not set.
+        """
+        accumulation = args.gradient_accumulation_steps
+        rows_an_update = args.train_batch_size * accumulation * world_size
+        if batches is None:
+            if args.max_steps <= 0:
+                raise ConfigurationError(
+                    "The training data have no length, so max_steps must say how many updates the run has."
+                )
+            return cls(
+                args.max_steps,
+                sys.maxsize,
+                args.max_steps * accumulation,
+                args.max_steps,
+                args.max_steps * rows_an_update,
+            )
+        updates = max(batches // accumulation, 1)
+        if args.max_steps > 0:
+            epochs = math.ceil(args.max_steps / updates)
+            return cls(args.max_steps, epochs, batches, updates, args.max_steps * rows_an_update)
+        return cls(
+            math.ceil(args.num_train_epochs * updates),
+            math.ceil(args.num_train_epochs),
+            batches,
+            updates,
+            (rows or 0) * args.num_train_epochs,
+        )
+
+
+def every(steps: float | None, max_steps: int, default: int) -> int:
+    """A number of updates, from a number or a share (below 1) of all updates."""
+    if steps is None:
+        return default
+    return math.ceil(max_steps * steps) if 0 < steps < 1 else int(steps)

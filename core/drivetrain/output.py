@@ -1,0 +1,125 @@
+"""The model on disk and on the hub: the part of the Trainer that saves and shares."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drivetrain.checkpoint import write_model
+from drivetrain.errors import ConfigurationError
+from drivetrain.resolve import resolve
+
+if TYPE_CHECKING:
+    from drivetrain.slots import Hub
+    from drivetrain.trainer import Trainer
+
+logger = logging.getLogger("drivetrain")
+
+
+class Output:
+    """The part of the Trainer that saves the model and pushes it."""
+
+    def save_model(self: Trainer, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, and the tokenizer, where `from_pretrained` finds them.
+
+        Args:
+            output_dir: by default the output folder.
+        """
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        state = self._weights()
+        if self.args.should_save:
+            self._save(folder, state_dict=state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def _weights(self: Trainer) -> dict[str, torch.Tensor]:
+        """The whole model's weights; under a strategy that spreads them a collective."""
+        if self.is_in_train and self.run.strategy is not None and self.run.model_wrapped is not None:
+            return self.run.strategy.state_out(weights_only=True).weights
+        return dict(self.model.state_dict())
+
+    def save_into_checkpoint(self: Trainer, folder: str) -> None:
+        """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""
+        self.save_model(folder, _internal_call=True)
+
+    def _save(self: Trainer, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes weights, configuration and tokenizer. Override it for your own files.
+
+        Args:
+            output_dir: by default the output folder.
+            state_dict: the weights; by default the model's.
+        """
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        write_model(
+            self.model,
+            folder,
+            weights=state_dict,
+            max_shard_size=self.args.max_shard_size,
+            processing_class=self.tokenizer,
+        )
+
+    # -- the hub ---------------------------------------------------------------------------------------
+
+    def _hub(self: Trainer) -> Hub:
+        plan = resolve(self.args, kinds=("hub",), instances=self.plugins, made=self.made_plugins)
+        active = plan.slot("hub")
+        if active is None:
+            raise ConfigurationError("push_to_hub=True found no hub plugin. Run: pip install 'drivetrain[hub]'")
+        self.made_plugins[active.key] = active.plugin
+        hub: Hub = plan.manager.hook.make_hub(run=self.run)
+        return hub
+
+    def init_hf_repo(self: Trainer) -> None:
+        """Makes the repository of `hub_model_id`, if it is not there."""
+        if self.is_world_process_zero():
+            self.hub_model_id = self._hub().create(self.run)
+
+    def push_to_hub(
+        self: Trainer, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
+    ) -> Any:
+        """Saves the model, writes its card and uploads the output folder.
+
+        Args:
+            commit_message: of the upload.
+            blocking: wait for it.
+            **kwargs: for `create_model_card`.
+
+        Returns:
+            What the hub calls the upload: its address.
+        """
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        return self._hub().push(self.run, self.args.output_dir, commit_message or "End of training", blocking=blocking)
+
+    def create_model_card(self: Trainer, **details: Any) -> None:
+        """Writes README.md, the model's card, in the output folder.
+
+        Args:
+            **details: language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args.
+        """
+        if self.is_world_process_zero():
+            self._hub().write_card(self.run, self.args.output_dir, **details)
+
+    def init_git_repo(self: Trainer, at_init: bool = False) -> None:
+        """Git repositories are not used for uploads: call `init_hf_repo`."""
+        raise ConfigurationError("init_git_repo is no longer there: uploads go over HTTP, call init_hf_repo().")
+
+    def create_accelerator_and_postprocess(self: Trainer) -> None:
+        """There is no Accelerator: the strategy and precision plugins took its place."""
+        raise ConfigurationError(
+            "create_accelerator_and_postprocess is not there: the strategy and precision plugins took accelerate's place."
+        )
+
+    # -- what transforms do now ------------------------------------------------------------------------
+
+    def torch_jit_model_eval(self: Trainer, model: Any, dataloader: Any, training: bool = False) -> Any:
+        """The model itself: tracing is the transform `jit`, chosen by `jit_mode_eval`."""
+        return model
+
+    def ipex_optimize_model(self: Trainer, model: Any, training: bool = False, dtype: Any = None) -> Any:
+        """The model itself: Intel's extension is the transform `ipex`, chosen by `use_ipex`."""
+        return model

@@ -1,0 +1,216 @@
+"""A run's checkpoint: what is put into it, and how a run is put back."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from drivetrain.callbacks import TrainerState
+from drivetrain.checkpoint import (
+    CheckpointContents,
+    RandomState,
+    last_checkpoint,
+    load_checkpoint,
+    read_weights,
+    rotate,
+    save_checkpoint,
+)
+from drivetrain.errors import CheckpointError
+from drivetrain.loop import Position
+from drivetrain.slots import TrainState
+
+if TYPE_CHECKING:
+    from drivetrain.run import Run
+    from drivetrain.trainer import Trainer
+
+logger = logging.getLogger("drivetrain")
+
+PREFIX = "checkpoint"
+
+
+def run_folder(trainer: Trainer) -> str:
+    """The folder of the run: the output folder, or one for each trial of a search."""
+    if trainer.state.is_hyper_param_search and trainer.state.trial_name:
+        return os.path.join(trainer.args.output_dir, trainer.state.trial_name)
+    return trainer.args.output_dir
+
+
+def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> str:
+    """Writes `checkpoint-STEP`, notes whether it is the best, and deletes what is too old.
+
+    Args:
+        trainer: its `save_model` writes the weights.
+        run: the run.
+        metrics: of the evaluation at this very step, or None.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
+    note_best(trainer, folder, metrics)
+    position = trainer.position
+    contents = CheckpointContents(
+        train_state=run.strategy.state_out(),
+        scheduler=run.lr_scheduler.state_dict() if run.lr_scheduler is not None else None,
+        random=RandomState.capture(),
+        trainer_state=run.state.to_json(),
+        args=run.args.to_dict(),
+        plugins={f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()},
+        position={
+            "epoch": position.epoch,
+            "batch": position.batch,
+            "micro_batches": position.micro_batches,
+            "epoch_ended": position.epoch_ended,
+            "data": trainer.batches.position() if trainer.batches is not None else None,
+            "stop": run.control.should_training_stop and run.state.global_step < run.state.max_steps,
+            "epoch_stop": run.control.should_epoch_stop,
+        },
+        loss=trainer.losses.state(),
+        plugin_states=plugin_states(run),
+        callback_states=callback_states(trainer),
+    )
+    save_checkpoint(
+        folder,
+        contents,
+        save_model=trainer.save_into_checkpoint,
+        rank=run.processes.rank,
+        world_size=run.processes.world_size,
+        barrier=run.processes.barrier,
+    )
+    trainer.last_saved = folder
+    if run.is_main_process:
+        rotate_checkpoints(trainer)
+    run.processes.barrier()
+    return folder
+
+
+def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -> None:
+    """Remembers the checkpoint whose metric is the best so far."""
+    args, state = trainer.args, trainer.state
+    if metrics is None or args.metric_for_best_model is None:
+        return
+    value = metrics[trainer.metric_key(args.metric_for_best_model, metrics)]
+    best = state.best_metric
+    if (
+        best is None
+        or state.best_model_checkpoint is None
+        or (value > best if args.greater_is_better else value < best)
+    ):
+        state.best_metric = value
+        state.best_model_checkpoint = folder
+
+
+def rotate_checkpoints(trainer: Trainer) -> None:
+    """Deletes the oldest checkpoints beyond `save_total_limit`; the best and the latest are spared."""
+    args = trainer.args
+    rotate(run_folder(trainer), args.save_total_limit, best=trainer.state.best_model_checkpoint, latest=trainer.last_saved)
+
+
+def rotate_at_end(trainer: Trainer) -> None:
+    """Under `save_total_limit=1` and `load_best_model_at_end` the best alone is left, as documented."""
+    args, best = trainer.args, trainer.state.best_model_checkpoint
+    if args.should_save and best is not None and args.load_best_model_at_end and args.save_total_limit == 1:
+        rotate(run_folder(trainer), 1, best=best, latest=best)
+
+
+def load_weights_into(run: Run, folder: str) -> None:
+    """Loads weights alone, through the strategy."""
+    run.strategy.state_in(TrainState(read_weights(folder)))
+
+
+def plugin_states(run: Run) -> dict[str, Any]:
+    """The state of each plugin that gives one, by its name."""
+    states: dict[str, Any] = {}
+    for found in run.plan.manager.hook.save_state.get_hookimpls():
+        function = found.function
+        state = function(run) if "run" in found.argnames else function()
+        if state is not None:
+            states[found.plugin_name] = state
+    return states
+
+
+def restore_plugin_states(run: Run, states: dict[str, Any]) -> None:
+    """Gives each plugin its state back; says which states nobody wanted."""
+    left = dict(states)
+    for found in run.plan.manager.hook.load_state.get_hookimpls():
+        if found.plugin_name in left:
+            values = {"run": run, "state": left.pop(found.plugin_name)}
+            found.function(*[values[name] for name in found.argnames])
+    for name in left:
+        logger.warning("The checkpoint holds a state of the plugin %r, which is not active now.", name)
+
+
+def callback_states(trainer: Trainer) -> dict[str, Any]:
+    """The state of each documented callback that has `save_state`, by place and class."""
+    return {
+        f"{place}:{type(callback).__name__}": callback.save_state()
+        for place, callback in enumerate(trainer.callback_handler.callbacks)
+        if hasattr(callback, "save_state")
+    }
+
+
+def restore_callback_states(trainer: Trainer, states: dict[str, Any]) -> None:
+    """Gives callbacks their state back, to those of the same class in the same order."""
+    waiting: dict[str, list[Any]] = {}
+    for key, state in states.items():
+        waiting.setdefault(key.partition(":")[2], []).append(state)
+    for callback in trainer.callback_handler.callbacks:
+        found = waiting.get(type(callback).__name__)
+        if found and hasattr(callback, "load_state"):
+            callback.load_state(found.pop(0))
+
+
+def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
+    """The folder to resume from.
+
+    Args:
+        trainer: the trainer.
+        wanted: a folder; True for the last valid one of the run's folder; None or False for none.
+
+    Raises:
+        CheckpointError: True, and there is none.
+    """
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        found = last_checkpoint(run_folder(trainer))
+        if found is None:
+            raise CheckpointError(
+                f"resume_from_checkpoint=True found no valid checkpoint in {run_folder(trainer)!r}."
+            )
+        return found
+    return os.fspath(wanted)
+
+
+def restore(trainer: Trainer, run: Run, folder: str) -> Position:
+    """Puts a run back to where its checkpoint was written.
+
+    Returns:
+        The position to go on from.
+    """
+    contents = load_checkpoint(folder, run.processes.rank, run.processes.world_size, model=run.model)
+    assert contents.train_state is not None
+    run.strategy.state_in(contents.train_state)
+    if contents.scheduler is not None and run.lr_scheduler is not None:
+        run.lr_scheduler.load_state_dict(contents.scheduler)
+    assert isinstance(contents.trainer_state, dict)
+    saved = TrainerState.from_dict(contents.trainer_state)
+    for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
+        setattr(run.state, name, getattr(saved, name))
+    trainer.losses.restore(contents.loss)
+    restore_plugin_states(run, contents.plugin_states)
+    restore_callback_states(trainer, contents.callback_states)
+    where = contents.position or {}
+    trainer.stops = (bool(where.get("stop")), bool(where.get("epoch_stop")))
+    logger.info(
+        "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
+    )
+    return Position(
+        epoch=where["epoch"],
+        batch=where["batch"],
+        micro_batches=where["micro_batches"],
+        epoch_ended=where["epoch_ended"],
+        data=where["data"],
+        random=contents.random,
+    )

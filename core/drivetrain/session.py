@@ -1,0 +1,169 @@
+"""From arguments to a run that stands: plugins resolved, slots made, the model wrapped; and back again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drivetrain import settings
+from drivetrain.autocast import install
+from drivetrain.binding import name_culprit
+from drivetrain.errors import PluginError
+from drivetrain.own_optimizer import own_optimizer_factory
+from drivetrain.own_scheduler import own_scheduler_factory
+from drivetrain.processes import current
+from drivetrain.resolve import Plan, resolve
+from drivetrain.slots import Model, OptimizerFactory, SchedulerFactory
+
+if TYPE_CHECKING:
+    from drivetrain.run import Run
+    from drivetrain.trainer import Trainer
+
+logger = logging.getLogger("drivetrain")
+
+
+class Session:
+    """The set-up of one `train()`, or of one `evaluate()` by itself.
+
+    Args:
+        trainer: whose arguments, model and callbacks are used.
+        run: filled by `open`, and emptied of what must not outlive it by `close`.
+    """
+
+    def __init__(self, trainer: Trainer, run: Run) -> None:
+        self.trainer = trainer
+        self.run = run
+        self._undo: list[Callable[[], object]] = []
+
+    def open(self, training: bool) -> None:
+        """Resolves the plugins, and makes precision and strategy; the model is then built and prepared."""
+        trainer, run = self.trainer, self.run
+        run.args = trainer.args
+        run.plan = plan = resolve(
+            run.args,
+            instances=trainer.plugins,
+            settings=settings.load(),
+            core=[("callbacks", trainer.callback_handler)],
+            made=trainer.made_plugins,
+            traced=trainer.trace_hooks,
+        )
+        if training:
+            for line in plan.inert:
+                logger.info("%s", line)
+        run.processes = current(run.args)
+        run.accumulation = run.args.gradient_accumulation_steps
+        run.is_training = training
+        run.precision = make(run, "precision")
+        run.precision.setup(run)
+        self._undo.append(run.precision.close)
+        run.strategy = make(run, "strategy")
+        run.strategy.setup(run)
+
+    def autocast(self, model: Model) -> None:
+        """Lets the model's forward run under the precision's autocast, until the session closes."""
+        run = self.run
+        if run.precision.policy.compute is not None:
+            device = run.device.type
+            self._undo.append(install(model, lambda: run.precision.autocast(device)))
+
+    def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> None:
+        """Transforms and wraps the model, and builds what updates it."""
+        run = self.run
+        self.autocast(run.model)
+        run.model = self._transform("before_wrap", run.model)
+        prepared = run.strategy.prepare(run.model, optimizer, scheduler)
+        run.model_wrapped = self._transform("after_prepare", prepared.model)
+        run.optimizer, run.lr_scheduler = prepared.optimizer, prepared.scheduler
+
+    def _transform(self, place: str, model: Model) -> Model:
+        for active in self.run.plan.of_kind("transform"):
+            if (active.info.place if active.info else getattr(active.plugin, "place", "before_wrap")) == place:
+                # One plugin at a time, through pluggy, which itself cannot hand one's result to the next.
+                others = {id(a.plugin): a.plugin for a in self.run.plan.active if a.plugin is not active.plugin}
+                hook = self.run.plan.manager.subset_hook_caller("transform_model", list(others.values()))
+                for result in hook(run=self.run, model=model):
+                    model = result
+        return model
+
+    def close(self) -> None:
+        """Gives the bare model back, and undoes what was done to it and to the process."""
+        if self.run.strategy is not None:
+            self.run.model_wrapped = self.run.strategy.close()
+        while self._undo:
+            self._undo.pop()()
+        self.run.is_training = False
+
+
+def make(run: Run, slot: str) -> Any:
+    """What the active plugin of a slot makes."""
+    made = getattr(run.plan.manager.hook, f"make_{slot}")(run=run)
+    if made is None:
+        active = run.plan.slot(slot)
+        name = active.name if active else "?"
+        raise PluginError(f"{slot.capitalize()} {name!r} gave nothing from make_{slot}.")
+    return made
+
+
+def optimizer_factory(run: Run) -> OptimizerFactory:
+    """What the optimizer slot, or the user's class, says."""
+    active = run.plan.slot("optimizer")
+    if active is not None and active.name == "own" and active.plugin is None:
+        return own_optimizer_factory(run.args.optim, run)
+    factory: OptimizerFactory = make(run, "optimizer")
+    return factory
+
+
+def scheduler_factory(run: Run, num_training_steps: int) -> SchedulerFactory:
+    """What the scheduler slot, or the user's class, says."""
+    active = run.plan.slot("scheduler")
+    factory: SchedulerFactory
+    if active is not None and active.name == "own" and active.plugin is None:
+        factory = own_scheduler_factory(run.args.lr_scheduler_type, run)
+    else:
+        factory = make(run, "scheduler")
+    factory.num_training_steps = num_training_steps
+    return factory
+
+
+@contextmanager
+def evaluation_dtype(model: Model, dtype: torch.dtype | None) -> Iterator[None]:
+    """The whole model in half precision for an evaluation; exactly as it was afterwards.
+
+    Peak memory is one and a half times the model's: the full tensors are kept while the half ones are in use.
+    """
+    if dtype is None:
+        yield
+        return
+    kept = [
+        (tensor, tensor.data)
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.is_floating_point() and tensor.dtype != dtype
+    ]
+    for tensor, data in kept:
+        tensor.data = data.to(dtype)
+    try:
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
+
+
+@contextmanager
+def culprits_named(run: Run) -> Iterator[None]:
+    """Tells the listeners of an error that ends the run, and names the plugin that it passed through."""
+    try:
+        yield
+    except BaseException as error:
+        plan: Plan = run.plan
+        name_culprit(error, plan.manager)
+        if plan.events is not None:
+            for call in plan.events.on_exception:
+                try:
+                    call(run, error)
+                except Exception as second:
+                    logger.warning("A listener of on_exception failed as well: %r", second)
+        raise

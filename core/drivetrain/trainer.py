@@ -1,0 +1,512 @@
+"""`Trainer`: the documented face. What it does lies in the loop, the evaluation and the plugins."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from drivetrain import saving
+from drivetrain.arguments import TrainingArguments
+from drivetrain.callbacks import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    TrainerControl,
+    TrainerState,
+)
+from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
+from drivetrain.errors import ConfigurationError
+from drivetrain.building import Building
+from drivetrain.evaluating import Evaluations
+from drivetrain.evaluation import speed_metrics
+from drivetrain.inputs import Inputs
+from drivetrain.length import RunLength, every
+from drivetrain.loop import Position, train_loop
+from drivetrain.loss import LossWindow
+from drivetrain.memory import halving
+from drivetrain.output import Output
+from drivetrain.reports import Reports
+from drivetrain.resolve import Plan, is_documented_callback, resolve
+from drivetrain.processes import current
+from drivetrain.run import Run
+from drivetrain.search import hyperparameter_search
+from drivetrain.seeding import full_determinism, set_seed
+from drivetrain.session import Session, culprits_named
+from drivetrain.slots import LRScheduler
+from drivetrain.smoothing import LabelSmoother, predicts_next_token
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+logger = logging.getLogger("drivetrain")
+
+# Entered at every micro-batch; one object serves all.
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class TrainOutput(NamedTuple):
+    """What `train()` returns: updates done, the mean loss over them, and metrics of the run."""
+
+    global_step: int
+    training_loss: float
+    metrics: dict[str, float]
+
+
+class Trainer(Building, Evaluations, Inputs, Output, Reports):
+    """Trains, evaluates and predicts with a PyTorch model.
+
+    Args:
+        model: any `torch.nn.Module`; its forward takes the batch's keys as keywords and gives the loss first
+            (a tuple), or as "loss" (a dict). May be left out where `model_init` is given.
+        args: the arguments; by default `TrainingArguments("tmp_trainer")`.
+        data_collator: makes a batch of a list of rows; by default rows are padded with the tokenizer where
+            one is given, else stacked.
+        train_dataset: map-style or iterable.
+        eval_dataset: the same, or a dict of them: each is evaluated, its metrics prefixed with its key.
+        tokenizer: pads, and is saved with the model.
+        model_init: builds a fresh model at every `train()`; may take a trial.
+        compute_metrics: `EvalPrediction -> dict`.
+        callbacks: `TrainerCallback` classes or instances, after the default ones.
+        optimizers: `(optimizer, lr_scheduler)`, used as they are; either may be None.
+        preprocess_logits_for_metrics: `(logits, labels) -> logits`, before they are gathered and kept.
+        plugins: plugin objects for this trainer: slots, transforms or listeners.
+        trace_hooks: print every hook call.
+
+    Raises:
+        ConfigurationError: the arguments, the data or the plugins do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Dataset[Any] | None = None,
+        eval_dataset: Dataset[Any] | dict[str, Dataset[Any]] | None = None,
+        tokenizer: Any = None,
+        model_init: Callable[..., torch.nn.Module] | None = None,
+        compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
+        callbacks: Iterable[Any] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+        *,
+        plugins: Sequence[Any] = (),
+        trace_hooks: bool = False,
+    ) -> None:
+        if args is None:
+            args = TrainingArguments(output_dir="tmp_trainer")
+        self.args = args
+        if args.full_determinism:
+            full_determinism(args.seed)
+        else:
+            set_seed(args.seed)
+        self.is_in_train = False
+        self.plugins = list(plugins)
+        self.trace_hooks = trace_hooks
+        self.made_plugins: dict[str, Any] = {}
+        self.model_init = model_init
+        self.hp_search_backend: Any = None
+        self.hp_name: Callable[[Any], str] | None = None
+        if model is None:
+            if model_init is None:
+                raise ConfigurationError("Trainer needs a model, or model_init to build one.")
+            model = self.call_model_init()
+        elif model_init is not None:
+            logger.warning("Trainer was given both model and model_init: model_init builds the model of each train().")
+        if model_init is not None and any(given is not None for given in optimizers):
+            raise ConfigurationError(
+                "optimizers cannot go with model_init, which makes a new model at every train(): "
+                "subclass Trainer and override create_optimizer_and_scheduler."
+            )
+        self.model = model
+        self.model_wrapped = model
+        self.tokenizer = tokenizer
+        self.data_collator = data_collator or (
+            DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator
+        )
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        self.optimizer, self.lr_scheduler = optimizers
+        self._made_scheduler = False
+        self.check_data()
+        self.label_smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
+        self.find_signature()
+        self.current_flos = 0.0
+        self._train_batch_size = args.train_batch_size
+        self.position = Position()
+        self.batches: Any = None
+        self.stops = (False, False)
+        self.last_saved: str | None = None
+        self.clock = time.perf_counter()
+        self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
+
+        state = TrainerState(
+            is_local_process_zero=self.is_local_process_zero(),
+            is_world_process_zero=self.is_world_process_zero(),
+        )
+        self.callback_handler = CallbackHandler(
+            [DefaultFlowCallback, *(callbacks or ())], self.model, tokenizer, self.optimizer, self.lr_scheduler
+        )
+        self.run = Run(args, state, TrainerControl(), Plan(), current(args), self.model, tokenizer)
+        self.callback_handler.run = self.run
+        if args.place_model_on_device and not args.fsdp and not args.deepspeed:
+            self.model.to(args.device)
+        plan = resolve(args, kinds=("callback",), instances=self.plugins)
+        self.made_plugins = {active.key: active.plugin for active in plan.active}
+        for active in plan.active:
+            if is_documented_callback(active.plugin):
+                self.callback_handler.add_callback(active.plugin)
+        if args.should_save:
+            os.makedirs(args.output_dir, exist_ok=True)
+        if args.push_to_hub:
+            self.init_hf_repo()
+        self.callback_handler.on_init_end(self.run)
+        for call in plan.events.on_init_end:
+            call(self.run)
+
+    # -- what scripts reach for ------------------------------------------------------------------------
+
+    @property
+    def state(self) -> TrainerState:
+        """The documented state."""
+        return self.run.state
+
+    @state.setter
+    def state(self, state: TrainerState) -> None:
+        self.run.state = state
+
+    @property
+    def control(self) -> TrainerControl:
+        """The documented flags."""
+        return self.run.control
+
+    @control.setter
+    def control(self, control: TrainerControl) -> None:
+        self.run.control = control
+
+    @property
+    def processing_class(self) -> Any:
+        """The tokenizer, by the name of later versions."""
+        return self.tokenizer
+
+    def add_callback(self, callback: Any) -> None:
+        """Adds a callback, a class or an instance."""
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: Any) -> Any:
+        """Removes a callback, by class or instance, and returns it."""
+        return self.callback_handler.pop_callback(callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        """Removes a callback, by class or instance."""
+        self.callback_handler.remove_callback(callback)
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this is its node's first process."""
+        return self.args.local_process_index == 0
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the run's first process."""
+        return self.args.process_index == 0
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new model from `model_init`, which may take the trial."""
+        assert self.model_init is not None
+        code = getattr(self.model_init, "__code__", None)
+        takes_trial = code is not None and code.co_argcount - _bound(self.model_init) > 0
+        model = self.model_init(trial) if takes_trial else self.model_init()
+        if model is None:
+            raise ConfigurationError("model_init returned None; it must return the model.")
+        return model
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        **kwargs: Any,
+    ) -> TrainOutput:
+        """Trains.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the last valid one in `output_dir`; the
+                argument of the same name stands in where it is None.
+            trial: of a hyperparameter search.
+            ignore_keys_for_eval: keys of the model's output that evaluations leave out.
+
+        Raises:
+            ConfigurationError: what was asked for cannot be done; every problem is named.
+            CheckpointError: the checkpoint cannot be read.
+        """
+        if "model_path" in kwargs:
+            resume_from_checkpoint = kwargs.pop("model_path")
+        if kwargs:
+            raise TypeError(f"train() got unexpected arguments: {', '.join(kwargs)}.")
+        if self.train_dataset is None and type(self).get_train_dataloader is Trainer.get_train_dataloader:
+            raise ConfigurationError("Trainer needs train_dataset to train.")
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        self.is_in_train = True
+        self._train_batch_size = self.args.train_batch_size
+        if self.model_init is not None:
+            set_seed(self.args.seed)
+            self.model = self.call_model_init(trial)
+            self.optimizer, self.lr_scheduler = None, None
+            if self.args.place_model_on_device:
+                self.model.to(self.args.device)
+        if self.args.auto_find_batch_size:
+            return halving(self, lambda: self._train(resume_from_checkpoint, ignore_keys_for_eval, trial))
+        return self._train(resume_from_checkpoint, ignore_keys_for_eval, trial)
+
+    def _train(self, resume: str | bool | None, ignore_keys: list[str] | None, trial: Any) -> TrainOutput:
+        args, run = self.args, self.run
+        self._trial, self._ignore_keys = trial, ignore_keys
+        self._session = session = Session(self, run)
+        run.model = self.model
+        with culprits_named(run):
+            try:
+                self._begin_trial(trial)
+                session.open(training=True)
+                run.train_dataloader = self.get_train_dataloader()
+                known = has_length(run.train_dataloader)
+                length = RunLength.of(
+                    args,
+                    batches_of(run.train_dataloader, run.processes.world_size) if known else None,
+                    self.num_examples(run.train_dataloader) if known else None,
+                    run.processes.world_size,
+                )
+                self._begin_state(length)
+                optimizer, scheduler = self._factories(session, length.max_steps)
+                self.per_evaluation = scheduler.per_evaluation
+                session.prepare(optimizer, scheduler)
+                self._share(run)
+                self.losses = LossWindow(run.device, args.logging_nan_inf_filter)
+                self.position = Position()
+                self.batches = None
+                checkpoint = saving.find_checkpoint(self, resume)
+                if checkpoint is not None:
+                    self.position = saving.restore(self, run, checkpoint)
+                return self._fit(length)
+            finally:
+                self.is_in_train = False
+                session.close()
+                self.model_wrapped = self.model
+
+    def _begin_state(self, length: RunLength) -> None:
+        args = self.args
+        trial = self.state.trial_name, self.state.trial_params, self.state.is_hyper_param_search
+        self.run.state = TrainerState(
+            epoch=0,
+            max_steps=length.max_steps,
+            num_train_epochs=length.epochs,
+            logging_steps=every(args.logging_steps, length.max_steps, 500),
+            eval_steps=every(args.eval_steps, length.max_steps, 500),
+            save_steps=every(args.save_steps, length.max_steps, 500),
+            is_local_process_zero=self.is_local_process_zero(),
+            is_world_process_zero=self.is_world_process_zero(),
+            trial_name=trial[0],
+            trial_params=trial[1],
+            is_hyper_param_search=trial[2],
+        )
+
+    def _begin_trial(self, trial: Any) -> None:
+        """Names a trial of a search, so that its folder, its loggers and its checkpoints have a place of their own."""
+        if trial is None:
+            return
+        number = getattr(trial, "number", "?")
+        self.state.is_hyper_param_search = True
+        self.state.trial_name = str(self.hp_name(trial)) if self.hp_name is not None else f"run-{number}"
+        self.state.trial_params = dict(getattr(trial, "params", {}))
+
+    def _share(self, run: Run) -> None:
+        """Puts what the session made where scripts and callbacks look for it."""
+        self.model, self.model_wrapped = run.model, run.model_wrapped
+        self.optimizer, self.lr_scheduler = run.optimizer, run.lr_scheduler
+        handler = self.callback_handler
+        handler.model, handler.optimizer, handler.lr_scheduler = run.model, run.optimizer, run.lr_scheduler
+        handler.train_dataloader, handler.run = run.train_dataloader, run
+
+    def _fit(self, length: RunLength) -> TrainOutput:
+        args, run = self.args, self.run
+        logger.info(
+            "Training: %s updates, %s epochs, %d rows a device, accumulation %d.",
+            length.max_steps, length.epochs, args.per_device_train_batch_size, run.accumulation,
+        )  # fmt: skip
+        start = time.time()
+        train_loop(self, run, length, self.losses, self.position)
+        if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            run.processes.barrier()
+            self.load_best_model()
+        self.losses.read(run.strategy)
+        train_loss = self.losses.total / max(self.state.global_step, 1)
+        metrics = speed_metrics("train", start, num_samples=length.rows, num_steps=self.state.max_steps)
+        self.store_flos()
+        metrics["total_flos"] = self.state.total_flos
+        metrics["train_loss"] = train_loss
+        self.is_in_train = False
+        self.log(metrics)
+        metrics.pop("total_flos", None)
+        saving.rotate_at_end(self)
+        for call in run.plan.events.on_train_end:
+            call(run)
+        if self._made_scheduler:
+            # The next train() makes a new one; a scheduler that the user handed in goes on.
+            self._last_scheduler, self._made_scheduler = self.lr_scheduler, False
+        return TrainOutput(self.state.global_step, train_loss, metrics)
+
+    def restore_control(self) -> None:
+        """What had been asked for when the checkpoint was written."""
+        control = self.control
+        control.should_training_stop |= self.stops[0] or self.state.global_step >= self.state.max_steps
+        control.should_epoch_stop |= self.stops[1]
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Forward and backward of one micro-batch.
+
+        Args:
+            model: the wrapped model.
+            inputs: the batch, on the host.
+
+        Returns:
+            The loss, detached, divided by the accumulation; a scalar tensor.
+        """
+        if not model.training:
+            model.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        self.run.strategy.backward(loss)
+        loss = loss.detach()
+        return loss / self.run.accumulation if self.run.accumulation > 1 else loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        """The loss of a batch: the model's own, or with label smoothing from its logits.
+
+        Args:
+            model: the wrapped model.
+            inputs: the batch, on the device.
+            return_outputs: also return the model's outputs.
+
+        Raises:
+            ValueError: the model gave no loss.
+        """
+        labels = inputs.pop("labels") if self.label_smoother is not None and "labels" in inputs else None
+        outputs = model(**inputs) if not isinstance(inputs, (tuple, list, torch.Tensor)) else model(*_as_tuple(inputs))
+        if self.args.past_index >= 0:
+            self._past = outputs[self.args.past_index]
+        if labels is not None and self.label_smoother is not None:
+            loss = self.label_smoother(outputs, labels, shift_labels=predicts_next_token(self.model))
+        elif isinstance(outputs, torch.Tensor):
+            loss = outputs
+        elif isinstance(outputs, dict):
+            if "loss" not in outputs:
+                raise ValueError(
+                    "The model gave no loss, only the keys: "
+                    f"{', '.join(outputs)}. It got the inputs: {', '.join(inputs)}."
+                )
+            loss = outputs["loss"]
+        else:
+            loss = outputs[0]
+        return (loss, outputs) if return_outputs else loss
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
+        """The context of the loss: that of the precision, which is around the model's forward already."""
+        return self.autocast_smart_context_manager()
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        """Nothing to enter here: mixed precision is around the model's forward itself."""
+        return _NOTHING
+
+    def serve(self, run: Run) -> None:
+        """Does what is due: a row of the log, an evaluation, a checkpoint."""
+        if run.control.should_log:
+            self._log_training(run)
+        metrics = None
+        if run.control.should_evaluate:
+            metrics = self._evaluate_in_training(run)
+        if run.control.should_save:
+            self._save_checkpoint(self.model, self._trial, metrics=metrics)
+            for call in run.plan.events.on_save:
+                call(run, self.last_saved or "")
+
+    def _log_training(self, run: Run) -> None:
+        steps = max(self.state.global_step - self.losses.last_logged, 1)
+        rate = self.learning_rate()
+        now = time.perf_counter()
+        seconds = max(now - self.clock, 1e-9)
+        run.figures["rows_per_second"] = run.batch_rows * run.processes.world_size / seconds
+        run.figures["steps_per_second"] = steps / seconds
+        run.figures["seconds_left"] = (self.state.max_steps - self.state.global_step) * seconds / steps
+        if run.update is not None and run.update.grad_norm is not None:
+            run.figures["grad_norm"] = float(run.update.grad_norm)
+        self.clock, run.batch_rows = now, 0
+        loss = self.losses.read(run.strategy)
+        self.losses.last_logged = self.state.global_step
+        self.store_flos()
+        self.log({"loss": round(loss / steps, 4), "learning_rate": rate})
+
+    hyperparameter_search = hyperparameter_search
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next update, of the first group."""
+        assert self.optimizer is not None
+        if self.per_evaluation or self.lr_scheduler is None:
+            return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.lr_scheduler.get_last_lr()[0])
+
+    def _evaluate_in_training(self, run: Run) -> dict[str, float]:
+        started = time.perf_counter()
+        if isinstance(self.eval_dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, dataset in self.eval_dataset.items():
+                metrics |= self.evaluate(dataset, self._ignore_keys, metric_key_prefix=f"eval_{name}")
+        else:
+            metrics = self.evaluate(ignore_keys=self._ignore_keys)
+        if self.per_evaluation and self.lr_scheduler is not None:
+            self.lr_scheduler.step(metrics[self.metric_key(self.args.metric_for_best_model or "loss", metrics)])
+        self.clock += time.perf_counter() - started  # throughput is that of training
+        return metrics
+
+    def metric_key(self, name: str, metrics: dict[str, float]) -> str:
+        """The key of a metric, which may be written without its prefix.
+
+        Raises:
+            ConfigurationError: the evaluation has no such metric.
+        """
+        key = name if name.startswith("eval_") else f"eval_{name}"
+        if key not in metrics:
+            raise ConfigurationError(
+                f"metric_for_best_model={name!r} is not among what the evaluation gave: {', '.join(metrics)}."
+            )
+        return key
+
+    def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
+        saving.save(self, self.run, metrics)
+
+    def load_best_model(self) -> None:
+        """Loads the weights of the best checkpoint."""
+        folder = self.state.best_model_checkpoint
+        assert folder is not None
+        logger.info("Loading the best model: %s (%s).", folder, self.state.best_metric)
+        saving.load_weights_into(self.run, folder)
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Adds a row to the log, and tells the listeners.
+
+        Args:
+            logs: numbers by name; the epoch is added to them.
+        """
+        if self.state.epoch is not None:
+            logs["epoch"] = round(self.state.epoch, 2)
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        for call in self.run.plan.events.on_log if self.run.plan.events else ():
+            call(self.run, logs)
