@@ -1,0 +1,21 @@
+"""All parity cases: importing this module fills ``kit.REGISTRY``, in the order in which they run."""
+
+from __future__ import annotations
+
+import cases_arguments
+import cases_callbacks
+import cases_data
+import cases_differences
+import cases_evaluation
+import cases_models
+import cases_subclasses
+
+__all__ = [
+    "cases_arguments",
+    "cases_callbacks",
+    "cases_data",
+    "cases_differences",
+    "cases_evaluation",
+    "cases_models",
+    "cases_subclasses",
+]

@@ -1,0 +1,178 @@
+"""Where drivetrain differs from 4.34.0 on purpose (docs/differences.md): our documented behaviour is what is checked.
+
+Two forms. Some cases run on both engines, and ours reaches by its own way what the reference reaches without the
+defect (a resumed run against the uninterrupted one). The others run on drivetrain alone and assert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from fixtures import Net, Rows, accuracy, bert, data, noisy, rows, text_rows
+from kit import Kit, case, without_speed
+
+
+def interrupted(name: str, stop: int, model: Any = Net, train: Any = data, **arguments: Any) -> None:
+    """The reference trains in one go; drivetrain stops at a checkpoint, and a new trainer goes on from there."""
+
+    def function(k: Kit) -> None:
+        given = dict(save_steps=1, num_train_epochs=2, **arguments)
+        collator = given.pop("data_collator", None)
+        if k.ours:
+            first = k.trainer(model(), train=train(), data_collator=collator, watch=False, callbacks=[Stop(k, stop)], **given)
+            first.train()
+            k.trainers.clear()
+        trainer = k.trainer(model(), train=train(), data_collator=collator, watch=False, **given)
+        checkpoint = str(k.folder / "out" / f"checkpoint-{stop}")
+        output = trainer.train(resume_from_checkpoint=checkpoint) if k.ours else trainer.train()
+        k.trainers.clear()
+        k.note("global_step", output.global_step)
+        k.note("log_history", [without_speed(row) for row in trainer.state.log_history[:-1]])
+        k.note("epoch", trainer.state.epoch)
+        k.weights("final", trainer.model)
+
+    case(f"resume/{name}")(function)
+
+
+def Stop(k: Kit, step: int) -> Any:
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        control.should_training_stop = state.global_step >= step
+
+    return type("Stop", (k.hf.TrainerCallback,), {"on_step_end": on_step_end})()
+
+
+interrupted("in-the-first-epoch", 2)
+interrupted("at-the-end-of-an-epoch", 6)
+interrupted("in-the-second-epoch", 9)
+interrupted("with-dropout", 3, lambda: Net(dropout=0.3))
+interrupted("with-a-random-collator", 3, lambda: Net(dropout=0.3), data_collator=noisy)
+interrupted("in-mid-accumulation", 1, gradient_accumulation_steps=4)
+interrupted("after-an-uneven-epoch", 2, gradient_accumulation_steps=4)
+interrupted("with-evaluation", 4, lambda: Net(dropout=0.3), evaluation_strategy="steps", eval_steps=3)
+interrupted("adafactor", 4, optim="adafactor")
+interrupted("sgd-cosine", 4, optim="sgd", lr_scheduler_type="cosine", warmup_steps=3)
+interrupted("plateau", 5, lr_scheduler_type="reduce_lr_on_plateau", evaluation_strategy="steps", eval_steps=1)
+interrupted("logging-window", 4, logging_steps=3)
+interrupted("bert", 3, lambda: bert(dropout=0.1), lambda: Rows(text_rows(18)))
+interrupted("bf16", 4, bf16=True)
+
+
+@case("differs/data-seed", ours="data_seed decides the order of rows, whatever the seed")
+def _(k: Kit) -> None:
+    orders = []
+    for seed in (1, 2):
+        train = data(22)
+        k.trainer(train=train, seed=seed, data_seed=7, watch=False).train()
+        orders.append(train.fetched)
+    train = data(22)
+    k.trainer(train=train, seed=1, data_seed=8, watch=False).train()
+    assert orders[0] == orders[1], "the order of rows depends on the seed"
+    assert orders[0] != train.fetched, "the order of rows does not depend on data_seed"
+    assert sorted(orders[0][:22]) == list(range(22)) and orders[0][:22] != orders[0][22:]
+
+
+@case("differs/batch-size-restart", ours="a restart by auto_find_batch_size is clean")
+def _(k: Kit) -> None:
+    class Small(Net):
+        def forward(self, x: torch.Tensor, labels: Any = None) -> Any:
+            if len(x) > 4 and self.training and len(fails) < 99 and (len(fails) or ran[0] > 1):
+                fails.append(len(x))
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
+            ran[0] += 1
+            return super().forward(x, labels)
+
+    fails: list[int] = []
+    ran = [0]
+    found = k.trainer(Small(dropout=0.3), per_device_train_batch_size=16, auto_find_batch_size=True, watch=False)
+    found.train()
+    assert fails == [6, 16, 8] or fails[-1] > 4, fails
+    ran[0] = -(10**9)
+    plain = k.trainer(Net(dropout=0.3), per_device_train_batch_size=4, watch=False)
+    plain.train()
+    for (name, a), b in zip(found.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=2e-5, atol=1e-7), f"{name} keeps something of the attempts that failed"
+    assert [r["step"] for r in found.state.log_history] == [r["step"] for r in plain.state.log_history]
+
+
+@case("differs/no-pickle", ours="nothing in a checkpoint is pickled")
+def _(k: Kit) -> None:
+    trainer = k.trainer(save_steps=4)
+    k.train(trainer)
+    folder = k.folder / "out" / "checkpoint-4"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files, "the checkpoint is empty"
+    for path in files:
+        assert path.suffix in (".json", ".safetensors", ".txt", ".md"), f"{path.name} is neither safetensors nor JSON"
+    assert (folder / "model.safetensors").exists()
+
+
+@case("differs/precision-not-for-the-process", ours="bf16 of one trainer says nothing about the next")
+def _(k: Kit) -> None:
+    def trained(**arguments: Any) -> Any:
+        trainer = k.trainer(num_train_epochs=1, watch=False, **arguments)
+        trainer.train()
+        return trainer.model.inner.weight.detach().clone()
+
+    before = trained()
+    half = trained(bf16=True)
+    after = trained()
+    assert torch.equal(before, after) and not torch.equal(before, half)
+
+
+@case("differs/precision-arguments-together", ours="bf16 of one set of arguments says nothing about another")
+def _(k: Kit) -> None:
+    plain = k.trainer(num_train_epochs=1, watch=False)
+    k.args(bf16=True)
+    plain.train()
+    alone = k.trainer(num_train_epochs=1, watch=False)
+    alone.train()
+    assert torch.equal(plain.model.inner.weight, alone.model.inner.weight)
+
+
+@case("differs/evaluation-drop-last", ours="dropping the last batch drops that batch and no rows of another")
+def _(k: Kit) -> None:
+    trainer = k.trainer(eval=data(10, seed=2), dataloader_drop_last=True, compute_metrics=accuracy, watch=False)
+    output = trainer.predict(data(10, seed=2))
+    assert output.predictions.shape == (8, 3), output.predictions.shape
+
+
+@case("differs/evaluation-of-a-dict", ours="evaluate() takes a dict of data sets, as training does")
+def _(k: Kit) -> None:
+    trainer = k.trainer(eval={"near": data(10, seed=2), "far": data(7, seed=3)}, watch=False)
+    metrics = trainer.evaluate()
+    assert {"eval_near_loss", "eval_far_loss"} <= set(metrics), sorted(metrics)
+
+
+@case("differs/two-accumulations", ours="two trainers with different accumulation do not disturb each other")
+def _(k: Kit) -> None:
+    alone = k.trainer(num_train_epochs=1, watch=False)
+    alone.train()
+    first = k.trainer(num_train_epochs=1, watch=False)
+    k.trainer(num_train_epochs=1, gradient_accumulation_steps=4, watch=False)
+    first.train()
+    assert torch.equal(alone.model.inner.weight, first.model.inner.weight)
+
+
+@case("differs/full-evaluation-leaves-the-weights", ours="evaluating in half precision leaves the weights as they were")
+def _(k: Kit) -> None:
+    class Casting(Net):
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            return super().logits(x.to(self.inner.weight.dtype))
+
+    trainer = k.trainer(Casting(), bf16_full_eval=True, compute_metrics=accuracy, watch=False)
+    before = trainer.model.inner.weight.detach().clone()
+    trainer.evaluate()
+    assert trainer.model.inner.weight.dtype == torch.float32 and torch.equal(before, trainer.model.inner.weight)
+
+
+@case("differs/resume-without-iterating", ours="a resume does not fetch the rows that were seen")
+def _(k: Kit) -> None:
+    k.trainer(save_steps=4, num_train_epochs=1, watch=False).train()
+    train = Rows(rows(22))
+    k.trainer(train=train, num_train_epochs=1, watch=False).train(
+        resume_from_checkpoint=str(k.folder / "out" / "checkpoint-4")
+    )
+    assert len(train.fetched) == 22 - 4 * 4, train.fetched
+    assert np.unique(train.fetched).size == len(train.fetched)
