@@ -1,0 +1,86 @@
+"""Which checkpoints there are, which one a run resumes from, and which are deleted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+from drivetrain.checkpoint import files
+from drivetrain.checkpoint.manifest import validate
+
+logger = logging.getLogger("drivetrain")
+
+_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
+
+
+def checkpoints(output_dir: str) -> list[tuple[int, str]]:
+    """(step, folder) of every folder named `checkpoint-STEP`, valid or not, by step. Links are left out."""
+    try:
+        names = os.listdir(output_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    for name in names:
+        match = _NAME.fullmatch(name)
+        path = os.path.join(output_dir, name)
+        if match is not None and os.path.isdir(path) and not os.path.islink(path):
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The valid checkpoint with the highest step, or None. A warning names each that is passed over, and why.
+
+    A checkpoint that a killed process left between the two renames of a replacement is put back first.
+    """
+    files.recover(output_dir)
+    for _, folder in reversed(checkpoints(output_dir)):
+        reason = validate(folder)
+        if reason is None:
+            return folder
+        logger.warning("%s is passed over: %s.", folder, reason)
+    return None
+
+
+def rotate(
+    output_dir: str, limit: int | None, *, best: str | None = None, latest: str | None = None
+) -> list[str]:
+    """Deletes the oldest checkpoints until `limit` are left, and returns what it deleted.
+
+    The latest and the best are spared, the best even where `limit` is 1 and it is not the latest: then two
+    stay. So is the last valid one. Order is by step; checkpoints beyond `latest`, which a run that resumed
+    before them has left behind, are the first to go.
+
+    Args:
+        output_dir: where they are.
+        limit: `save_total_limit`; None, or below 1, deletes nothing.
+        best: the folder of the best checkpoint, if one is known.
+        latest: the folder that was written just now; by default the one with the highest step.
+    """
+    if limit is None or limit <= 0:
+        return []
+    found = checkpoints(output_dir)
+    if len(found) <= limit:
+        return []
+    latest_name = os.path.basename(os.path.normpath(latest)) if latest else os.path.basename(found[-1][1])
+    best_name = os.path.basename(os.path.normpath(best)) if best else None
+    latest_step = next((step for step, path in found if os.path.basename(path) == latest_name), found[-1][0])
+    found.sort(key=lambda entry: (entry[0] <= latest_step, entry[0]))
+    spared = {name for name in (latest_name, best_name) if name is not None}
+    doomed = [path for _, path in found if os.path.basename(path) not in spared]
+    kept = len(found) - len(doomed)  # of the spared, those that are there
+    doomed = doomed[: max(0, len(doomed) - max(0, limit - kept))]
+    survivors = [path for _, path in reversed(found) if path not in doomed]
+    if not any(validate(path, quick=latest is not None) is None for path in survivors):
+        for path in reversed(doomed):
+            if validate(path) is None:
+                doomed.remove(path)
+                break
+    for path in doomed:
+        logger.info("Deleting %s: save_total_limit is %d.", path, limit)
+        try:
+            files.remove_tree(path)
+        except OSError as error:
+            logger.warning("%s could not be deleted: %s", path, error)
+    return doomed
