@@ -3,8 +3,8 @@
 The checksum is XXH3 with 128 bits. It guards against what happens to files: cut short, overwritten, bits
 turned. It does not guard against somebody who means harm, and no checksum stored beside the files could,
 since they would write the manifest anew; what keeps such a checkpoint harmless is that nothing in it is
-executed and no path in it leaves its folder. So a cryptographic hash would buy nothing, and BLAKE2b, the fast one of the
-standard library, runs at 0.8 GB/s where XXH3 runs at 10: it would be slower than the disk.
+executed and no path in it leaves its folder. So a cryptographic hash would buy nothing, and BLAKE2b, the
+fast one of the standard library, runs at 0.8 GB/s where XXH3 runs at 10: it would be slower than the disk.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ _SECRET_VALUE = re.compile(r"\b(?:hf|api_org|ghp|github_pat|sk)_[A-Za-z0-9_]{16,
 def plain(value: Any, name: str = "") -> Any:
     """`value` lowered to JSON.
 
-    Enums become their values, dataclasses objects, paths, classes, NaN and infinities strings. What is
-    named like a secret (`hub_token`, `api_key`, ...) becomes null, and what looks like an access token inside a
+    Enums become their values, dataclasses objects, paths, classes, NaN and infinities strings. What is named
+    like a secret (`hub_token`, `api_key`, ...) becomes null, and what looks like an access token inside a
     string is struck out.
     """
     if isinstance(value, enum.Enum):
