@@ -148,8 +148,9 @@ def from_mapping(
     known = {name for name, field in cls.__dataclass_fields__.items() if field.init}
     problems: list[str] = []
     values: dict[str, Any] = {}
-    for given, value in mapping.items():
-        name = given.replace("-", "_")
+    spelled = {given.replace("-", "_"): given for given in mapping}
+    for name, given in spelled.items():
+        value = mapping[given]
         if name not in known:
             near = did_you_mean(name, known)
             problems.append(_at(where(given), f"Unknown argument {given!r}.{near}"))
@@ -168,7 +169,7 @@ def from_mapping(
         if field.init
         and field.default is MISSING
         and field.default_factory is MISSING
-        and name not in mapping
+        and name not in spelled
     ]
     problems += [_at("" if callable(source) else source, f"{name} must be given.") for name in missing]
     if problems:
