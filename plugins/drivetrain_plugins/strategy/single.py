@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from drivetrain.checkpoint.canonical import optimizer_state_in, optimizer_state_out
+from drivetrain.checkpoint import optimizer_state_in, optimizer_state_out, set_weights
 from drivetrain.plugin import hookimpl
 from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
 from drivetrain_plugins.strategy.clipping import clip_grad_norm
@@ -124,11 +124,11 @@ class SingleStrategy:
     def state_in(self, state: TrainState) -> None:
         """Sets weights, and where they are given, optimizer, gradients and loss scale."""
         if state.weights:
-            self.model.load_state_dict(state.weights)
+            set_weights(self.model, state.weights)
         if not state.groups:
             return
         named = list(self.model.named_parameters())
-        optimizer_state_in(self.optimizer, named, state.optimizer, state.groups, state.optimizer_extra)
+        optimizer_state_in(self.optimizer, named, state)
         for name, parameter in named:
             gradient = state.gradients.get(name)
             parameter.grad = gradient.to(parameter.device, parameter.dtype) if gradient is not None else None
