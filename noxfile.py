@@ -22,7 +22,14 @@ CONSTRAINED = ("-c", str(HERE / "constraints.txt"))
 TORCH = shlex.split(os.environ.get("DRIVETRAIN_TORCH", "torch"))
 
 # The reference: what transformers 4.34.0 still runs on.
-REFERENCE = ("numpy<2", "pyarrow<21", "transformers==4.34.0", "accelerate==0.23.0", "datasets", "scikit-learn")
+REFERENCE = (
+    "numpy<2",
+    "pyarrow<21",
+    "transformers==4.34.0",
+    "accelerate==0.23.0",
+    "datasets",
+    "scikit-learn",
+)
 
 # The lowest versions that the project claims. torch stays the one that is tested: older ones are built for
 # older versions of CUDA, which this session does not fetch.
@@ -40,7 +47,10 @@ MINIMUMS = (
 def group(name: str) -> list[str]:
     """The requirements of a dependency group of pyproject.toml; drivetrain's own extras stand by their path."""
     found = nox.project.dependency_groups(PROJECT, name)
-    return [line.replace("drivetrain[", f"{HERE}[", 1) if line.startswith("drivetrain[") else line for line in found]
+    return [
+        line.replace("drivetrain[", f"{HERE}[", 1) if line.startswith("drivetrain[") else line
+        for line in found
+    ]
 
 
 def install(session: nox.Session, *requirements: str, editable: bool = True) -> None:

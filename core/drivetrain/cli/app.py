@@ -139,7 +139,7 @@ def _start(
     run(job, words, checkpoint=checkpoint, trace_hooks=trace_hooks)
 
 
-@app.command(cls=_Command)
+@app.command(cls=_Command, context_settings=_OPEN)
 @clean_errors
 def args(
     word: Annotated[str | None, typer.Argument(help="Part of a name or of what it does.")] = None,

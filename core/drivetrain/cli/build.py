@@ -66,15 +66,21 @@ def find(config: Config) -> Callables:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     problems: list[str] = []
-    model = _transformers(config, problems) if "transformers" in config.model else _call(config, "model", problems)
+    model = (
+        _transformers(config, problems)
+        if "transformers" in config.model
+        else _call(config, "model", problems)
+    )
     data = _call(config, "data", problems) if "factory" in config.data else _files(config, problems)
     after = None
     if config.after:
         called = _named(config, ("after", "call"), problems)
         arguments = {key: value for key, value in config.after.items() if key != "call"}
         if called is not None:
+
             def after(trainer: Any) -> Any:
                 return called(trainer, **arguments)
+
     if problems:
         raise ConfigurationError(problems)
     assert model is not None
@@ -140,20 +146,28 @@ def _named(config: Config, keys: tuple[str, str], problems: list[str]) -> Callab
                 f"{did_you_mean(module_name, beside)}"
             )
         else:
-            sentence = f"'{module_name}' imports '{missing}', which is not installed. Run: pip install {missing}"
+            sentence = (
+                f"'{module_name}' imports '{missing}', which is not installed. Run: pip install {missing}"
+            )
         problems.append(config.problem(keys, sentence))
         return None
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            public = [
+                key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
+            ]
             problems.append(
-                config.problem(keys, f"'{module_name}' has no '{attribute}'.{did_you_mean(attribute, public)}")
+                config.problem(
+                    keys, f"'{module_name}' has no '{attribute}'.{did_you_mean(attribute, public)}"
+                )
             )
             return None
         found = getattr(found, part)
     if not callable(found):
-        problems.append(config.problem(keys, f"'{name}' is a {type(found).__name__}, which cannot be called."))
+        problems.append(
+            config.problem(keys, f"'{name}' is a {type(found).__name__}, which cannot be called.")
+        )
         return None
     return found  # type: ignore[no-any-return]  # callable() narrows it to a callable of anything
 
@@ -227,7 +241,9 @@ def _files(config: Config, problems: list[str]) -> Callable[[], Mapping[str, Any
         tokenizer = _tokenizer(config, problems)
     elif "max_length" in config.data:
         problems.append(
-            config.problem(("data", "max_length"), "this is the length of tokenized rows; set 'text_column' too.")
+            config.problem(
+                ("data", "max_length"), "this is the length of tokenized rows; set 'text_column' too."
+            )
         )
     if len(problems) > before:
         return None
@@ -249,7 +265,9 @@ def _tokenizer(config: Config, problems: list[str]) -> Any:
     keys = ("data", "tokenizer") if "tokenizer" in config.data else ("model", "transformers")
     if keys[1] not in getattr(config, keys[0]):
         problems.append(
-            config.problem(("data", "text_column"), "rows of text need a tokenizer; set 'tokenizer' to its folder.")
+            config.problem(
+                ("data", "text_column"), "rows of text need a tokenizer; set 'tokenizer' to its folder."
+            )
         )
         return None
     folder = _path(config, keys, problems, folder=True)

@@ -101,7 +101,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     problems += _check_data(config)
     if config.after and "call" not in config.after:
         problems.append(
-            config.problem(("after",), f"[after] needs call = \"module:callable\".{_near('call', config.after)}")
+            config.problem(
+                ("after",), f'[after] needs call = "module:callable".{_near("call", config.after)}'
+            )
         )
     if problems:
         raise ConfigurationError(problems)
@@ -149,7 +151,9 @@ def _check_data(config: Config) -> list[str]:
         near = next((_near(key, data) for key in ("factory", *SPLITS) if _near(key, data)), "")
         return [f"{config.where('data')}: [data] needs 'factory', or files under {', '.join(SPLITS)}.{near}"]
     return [
-        config.problem(("data", key), f"unknown key.{did_you_mean(key, FILE_KEYS)} Known: {', '.join(FILE_KEYS)}.")
+        config.problem(
+            ("data", key), f"unknown key.{did_you_mean(key, FILE_KEYS)} Known: {', '.join(FILE_KEYS)}."
+        )
         for key in data
         if key not in FILE_KEYS
     ]

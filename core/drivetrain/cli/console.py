@@ -97,9 +97,7 @@ def table(
     console().print(made)
 
 
-def _plain(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, header: bool
-) -> None:
+def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, header: bool) -> None:
     if title:
         print(title)
     lines = [*([columns] if header else []), *rows]

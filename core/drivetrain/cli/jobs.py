@@ -30,6 +30,7 @@ class Job:
 
     @property
     def empty(self) -> bool:
+        """Whether there is nothing to do."""
         return not (self.train or self.evaluate or self.predict)
 
 
@@ -96,9 +97,7 @@ def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
     if len(positional) != 1:
         more = f"not {len(positional)} words: {' '.join(positional)}" if positional else "and none was given"
         raise ConfigurationError(f"One CONFIG.toml is needed, {more}.")
-    overrides = {
-        key: value if key.startswith("training.") else typed(value) for key, value in values.items()
-    }
+    overrides = {key: value if key.startswith("training.") else typed(value) for key, value in values.items()}
     config = read(Path(positional[0]), overrides)
     table = dict(config.training)
     table.setdefault("output_dir", f"runs/{config.path.stem}")
@@ -113,10 +112,39 @@ def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
                 config.problem(("training", "plugins"), "write the options of plugins under [plugins.NAME].")
             )
         _, problems = settings.by_kind(config.enabled, config.where("plugins", settings.ENABLE))
+        problems += wrong_options(config)
         if problems:
             raise ConfigurationError(problems)
         table["plugins"] = options
     return config, from_mapping(table, lambda name: config.where("training", name))
+
+
+def wrong_options(config: Config) -> list[str]:
+    """Plugins and options under `[plugins]` that are not there, each with its line."""
+    from dataclasses import fields
+
+    from drivetrain.discover import entries, load_info
+    from drivetrain.errors import did_you_mean
+
+    problems = []
+    for name, options in config.plugins.items():
+        found = [entry for entry in entries() if entry.name == name]
+        if not found:
+            sentence = settings.unknown_plugin(name, (entry.name for entry in entries()))
+            problems.append(config.problem(("plugins", name), sentence))
+            continue
+        declared = load_info(found[0].kind, name).options_class()
+        known = [option.name for option in fields(declared)] if declared is not None else []
+        problems += [
+            config.problem(
+                ("plugins", name, key),
+                f"the {found[0].kind} '{name}' has no option '{key}'.{did_you_mean(key, known)} "
+                f"It has: {', '.join(known) or 'none'}.",
+            )
+            for key in options
+            if key not in known
+        ]
+    return problems
 
 
 def what_to_do(command: str, config: Config, args: TrainingArguments) -> Job:
@@ -152,8 +180,8 @@ def refuse_overwriting(args: TrainingArguments) -> None:
     found = last_checkpoint(args.output_dir)
     if found is not None:
         raise ConfigurationError(
-            f"{report.short(found)} stands there from another run. Go on with it by --resume-from-checkpoint, write over it "
-            "by --overwrite-output-dir, or choose another --output-dir."
+            f"{report.short(found)} stands there from another run. Go on with it by --resume-from-checkpoint, write "
+            "over it by --overwrite-output-dir, or choose another --output-dir."
         )
 
 
@@ -193,7 +221,10 @@ def carry_out(job: Job, trainer: Any, data: build.Data, checkpoint: Path | None)
         outcome.metrics.append(("train", metrics))
         trainer.save_metrics("train", metrics)
         trainer.save_state()
-        if str(args.save_strategy.value if hasattr(args.save_strategy, "value") else args.save_strategy) != "no":
+        if (
+            str(args.save_strategy.value if hasattr(args.save_strategy, "value") else args.save_strategy)
+            != "no"
+        ):
             trainer.save_model()
         outcome.rows += _time_row(metrics, "train")
     elif checkpoint is not None:
@@ -236,7 +267,7 @@ def _where(trainer: Any) -> list[tuple[str, str]]:
     last = last_checkpoint(args.output_dir)
     if last is not None and str(last) != str(best):
         rows.append(("checkpoint", report.short(last)))
-    return rows or [("model", "not saved (save_strategy = \"no\")")]
+    return rows or [("model", 'not saved (save_strategy = "no")')]
 
 
 def load_weights(trainer: Any, folder: Path) -> None:

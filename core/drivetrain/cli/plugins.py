@@ -32,7 +32,9 @@ def show_list(probe: bool) -> None:
         rows.append((entry.kind if entry.kind != kind else "", entry.name, _origin(entry), state))
         kind = entry.kind
     if not rows:
-        raise ConfigurationError("No plugin is installed, not even drivetrain's own. Run: pip install drivetrain")
+        raise ConfigurationError(
+            "No plugin is installed, not even drivetrain's own. Run: pip install drivetrain"
+        )
     from drivetrain.cli.console import is_terminal
 
     if not is_terminal():  # one whole record a line, for grep
@@ -170,7 +172,10 @@ def show(name: str) -> None:
     options = info.options_class()
     if options is not None and (listed := list(option_rows(options))):
         table(
-            ("option", "type", "default", "what it does"), listed, title=f"[plugins.{entry.name}]", styles=("cyan",)
+            ("option", "type", "default", "what it does"),
+            listed,
+            title=f"[plugins.{entry.name}]",
+            styles=("cyan",),
         )
 
 
@@ -262,7 +267,11 @@ def enable(name: str) -> None:
         chosen = ", ".join(info.arguments)
         raise ConfigurationError(
             f"The {entry.kind} '{entry.name}' is not enabled by name: "
-            + (f"it is active where its arguments ask for it ({chosen})." if chosen else "it decides by itself.")
+            + (
+                f"it is active where its arguments ask for it ({chosen})."
+                if chosen
+                else "it decides by itself."
+            )
         )
     from drivetrain.resolve import missing
 
