@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from drivetrain.errors import ConfigurationError
+from drivetrain.errors import ConfigurationError, PluginError
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,7 @@ class Launcher(Protocol):
 
 _launcher: Callable[[Any], Launcher] | None = None
 _started: Processes | None = None
+_starting = False
 _told: set[str] = set()
 
 
@@ -88,21 +89,39 @@ def current(args: Any) -> Processes:
     """The processes of the run of `args`; with several, the first call makes the process group.
 
     Raises:
+        PluginError: the launcher itself asks.
         ConfigurationError: no installed launcher serves these processes, or the device asked for is not
         there.
     """
-    global _started
+    global _started, _starting
     if _started is not None:
         return _started
-    if _launcher is not None:
-        _started = _launcher(args).start(args)
-    elif asked_for() > 1:
-        from drivetrain.resolve import choose_launcher
-
-        _started = choose_launcher(args).start(args)
-    else:
+    if _launcher is None and asked_for() <= 1:
         return _single(args)
+    if _starting:
+        raise PluginError(
+            "The launcher asks for the processes that it is to make: it may read the environment."
+        )
+    _starting = True
+    try:
+        _started = _choose(args).start(args)
+    finally:
+        _starting = False
     return _started
+
+
+def starting() -> bool:
+    """Whether a launcher is at work on the process group at this moment."""
+    return _starting
+
+
+def _choose(args: Any) -> Launcher:
+    if _launcher is not None:
+        return _launcher(args)
+    from drivetrain.resolve import choose_launcher
+
+    launcher: Launcher = choose_launcher(args)
+    return launcher
 
 
 def _single(args: Any) -> Processes:

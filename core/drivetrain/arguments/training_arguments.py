@@ -8,7 +8,7 @@ from functools import cache
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from drivetrain.arguments import aliases, checks, derive, rules
+from drivetrain.arguments import aliases, checks, derive, inert, rules
 from drivetrain.arguments.compilation import Compilation
 from drivetrain.arguments.data import Data
 from drivetrain.arguments.deprecated import Deprecated
@@ -172,6 +172,10 @@ class TrainingArguments(
         """The arguments that are set, with their values."""
         return {name: self.__dict__[name] for name in declared() if self.is_set(name)}
 
+    def inert(self) -> list[str]:
+        """One sentence for each of the core's arguments that is set and does nothing under the others."""
+        return list(inert.inert(self))
+
     def shown(self, name: str) -> str:
         """`name=value` for a message or a log, a token masked."""
         value = f"<{name.upper()}>" if name.endswith("_token") else _plain(self.__dict__[name])
@@ -182,9 +186,10 @@ class TrainingArguments(
     @property  # type: ignore[misc]
     def local_rank(self) -> int:
         """This process's number on its node; with several processes, asking makes the process group."""
-        from drivetrain.processes import asked_for
+        from drivetrain.processes import asked_for, starting
 
-        return self._processes.local_rank if asked_for() > 1 else int(self.__dict__["local_rank"])
+        several = asked_for() > 1 and not starting()
+        return self._processes.local_rank if several else int(self.__dict__["local_rank"])
 
     @local_rank.setter
     def local_rank(self, value: int) -> None:

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+
 from drivetrain.arguments import ORDER, TrainingArguments
 from drivetrain.arguments.aliases import ALIASES
 from drivetrain.errors import ConfigurationError

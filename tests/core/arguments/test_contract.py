@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 
 import pytest
+
 from drivetrain.arguments import ORDER, TOPICS, TrainingArguments, declared
 
 CONTRACT = tomllib.loads((Path(__file__).parent / "contract.toml").read_text())

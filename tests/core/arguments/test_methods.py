@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+
 from drivetrain import processes
 from drivetrain.arguments import ParallelMode, TrainingArguments, owners_of
 from drivetrain.errors import ConfigurationError

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from drivetrain.arguments import TrainingArguments
 
 transformers = pytest.importorskip("transformers")

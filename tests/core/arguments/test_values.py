@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from drivetrain.arguments import TrainingArguments
+
+from drivetrain.arguments import TrainingArguments, declared
+from drivetrain.arguments.inert import INERT
 from drivetrain.errors import ConfigurationError
 
 
@@ -362,3 +364,31 @@ def test_given_is_what_the_user_set():
     assert args.given() == {"output_dir": "out", "evaluation_strategy": "steps", "bf16": True}
     args.eval_steps = 7
     assert args.given()["eval_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "sentences"),
+    [
+        ({}, []),
+        (
+            {"logging_strategy": "no", "logging_steps": 10},
+            ["logging_steps=10 has no effect: logging_strategy is not 'steps'."],
+        ),
+        ({"max_steps": 5, "num_train_epochs": 1}, ["num_train_epochs=1 has no effect: max_steps decides."]),
+        (
+            {"warmup_ratio": 0.1, "warmup_steps": 5},
+            ["warmup_ratio=0.1 has no effect: warmup_steps decides."],
+        ),
+        (
+            {"save_strategy": "no", "load_best_model_at_end": True},
+            ["load_best_model_at_end=True has no effect: nothing is evaluated while training."],
+        ),
+        ({"evaluation_strategy": "epoch", "eval_delay": 1}, []),
+    ],
+)
+def test_what_is_set_in_vain_is_said(values, sentences):
+    assert TrainingArguments("out", **values).inert() == sentences
+
+
+def test_every_argument_that_may_be_inert_exists():
+    assert {name for names, _, _ in INERT for name in names} <= set(declared())

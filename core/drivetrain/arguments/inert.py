@@ -1,0 +1,51 @@
+"""Arguments of the core that are set and, by their documentation, do nothing under the others."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drivetrain.arguments.training_arguments import TrainingArguments
+
+Condition = Callable[[Any], bool]
+
+INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
+    (("logging_steps",), lambda args: args.logging_strategy != "steps", "logging_strategy is not 'steps'"),
+    (
+        ("logging_first_step", "logging_nan_inf_filter"),
+        lambda args: args.logging_strategy == "no",
+        "logging_strategy is 'no'",
+    ),
+    (("save_steps",), lambda args: args.save_strategy != "steps", "save_strategy is not 'steps'"),
+    (
+        ("save_total_limit", "save_async", "on_save_error"),
+        lambda args: args.save_strategy == "no",
+        "save_strategy is 'no'",
+    ),
+    (
+        ("eval_steps",),
+        lambda args: args.evaluation_strategy != "steps",
+        "evaluation_strategy is not 'steps'",
+    ),
+    (("eval_delay",), lambda args: args.evaluation_strategy == "no", "evaluation_strategy is 'no'"),
+    (
+        ("load_best_model_at_end",),
+        lambda args: args.evaluation_strategy == "no",
+        "nothing is evaluated while training",
+    ),
+    (
+        ("metric_for_best_model", "greater_is_better"),
+        lambda args: args.evaluation_strategy == "no",
+        "nothing is evaluated while training",
+    ),
+    (("num_train_epochs",), lambda args: args.max_steps > 0, "max_steps decides"),
+    (("warmup_ratio",), lambda args: args.warmup_steps > 0, "warmup_steps decides"),
+    (("length_column_name",), lambda args: not args.group_by_length, "group_by_length is False"),
+)
+"""Names, when they do nothing, and why. What a plugin owns is the resolver's to say."""
+
+
+def inert(args: "TrainingArguments") -> Iterator[str]:
+    """One sentence for each argument that is set in vain."""
+    for names, condition, reason in INERT:
+        if condition(args):
+            yield from (f"{args.shown(name)} has no effect: {reason}." for name in names if args.is_set(name))
