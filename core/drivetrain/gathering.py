@@ -28,6 +28,15 @@ def gather_counts(number: int, processes: Any) -> list[int]:
     return [int(other.item()) for other in numbers]
 
 
+def gather_objects(value: Any, processes: Any) -> list[Any]:
+    """One small thing of each rank, in rank order. A collective."""
+    if processes.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * processes.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def _device(processes: Any) -> torch.device:
     """Where a collective of the default group wants its tensors."""
     backend = str(torch.distributed.get_backend())

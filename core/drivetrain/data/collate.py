@@ -48,7 +48,7 @@ def collate_columns(features: Sequence[Any], columns: Collection[str] | None) ->
     first = features[0]
     if type(first) is not dict and not _has_columns(first):
         if isinstance(first, (tuple, list, torch.Tensor, np.ndarray, np.generic, int, float, str, bytes)):
-            return default_collate(features)
+            return default_collate(list(features))
         features = [_attributes(feature) for feature in features]
         first = features[0]
     batch: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def _has_columns(row: Any) -> bool:
 def _attributes(row: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(row):
         return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return vars(row)
+    return dict(vars(row))
 
 
 def _label_column(first: Any, columns: Collection[str] | None) -> str | None:
@@ -140,6 +140,7 @@ class DataCollatorWithPadding:
     return_tensors: str = "pt"
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
+        """The padded batch; `label` and `label_ids` become `labels`."""
         batch = self.tokenizer.pad(
             features,
             padding=self.padding,
@@ -185,6 +186,7 @@ class RemoveColumnsCollator:
         self._is_default = data_collator is default_data_collator
 
     def __call__(self, features: Sequence[Any]) -> Any:
+        """The batch of the columns that remain."""
         first = features[0]
         if not isinstance(first, dict):
             return self.data_collator(features)
@@ -220,7 +222,7 @@ def report_dropped(
     if dropped and not any(name in kept and name not in labels for name in columns):
         raise ConfigurationError(
             f"No column of the {description} set is an argument of {model_name}.forward "
-            f"(the columns are {', '.join(sorted(columns))}): rename them, or set remove_unused_columns=False."
+            f"(there are: {', '.join(sorted(columns))}): rename them, or set remove_unused_columns=False."
         )
     if dropped:
         logger.info(

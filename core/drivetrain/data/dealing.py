@@ -1,6 +1,6 @@
 """Which rows of a global batch a rank takes. Pure functions of numbers.
 
-A global batch is what all ranks run at once: world × batch_size rows. It is dealt in contiguous slices, so
+A global batch is what all ranks run at once: world * batch_size rows. It is dealt in contiguous slices, so
 that W ranks of b rows run the very rows that one process runs with W·b.
 """
 
@@ -18,7 +18,7 @@ class Dealt(NamedTuple):
 
     Attributes:
         rows: indices of its rows (or whatever the sampler gives).
-        weight: its rows × world / rows of all, the factor of its loss; 0 where it runs a row for company.
+        weight: its rows * world / rows of all, the factor of its loss; 0 where it runs a row for company.
         shares: rows of each rank.
     """
 
@@ -49,7 +49,7 @@ def count(rows: int, group: int, drop_last: bool) -> int:
 
 
 CHUNK = 1 << 16
-"""Rows whose indices are made Python numbers at a time: few enough for memory, many enough to cost nothing."""
+"""Rows whose indices are made Python numbers at a time: few for the memory, many for the clock."""
 
 
 def dealt_rows(
@@ -70,6 +70,7 @@ def dealt_rows(
     """
     group = batch_size * world
     total = len(order)
+    start = min(start, total)
     full = start + (total - start) // group * group
     whole = (batch_size,) * world
     chunk = max(CHUNK // group, 1) * group
@@ -86,7 +87,7 @@ def _numbers(rows: Any) -> Any:
 
 
 def dealt_batches(batches: Iterable[Sequence[Any]], world: int, rank: int) -> Iterator[Dealt]:
-    """A rank's batches of a batch sampler: of each `world` lists its own; what is left at the end is dealt out."""
+    """A rank's batches of a batch sampler: of each `world` lists its own; what is left over is dealt out."""
     if world == 1:
         for batch in batches:
             yield Dealt(batch, 1.0, (len(batch),))
@@ -101,7 +102,7 @@ def dealt_batches(batches: Iterable[Sequence[Any]], world: int, rank: int) -> It
 
 
 def dealt_units(units: Iterable[Any], world: int, rank: int) -> Iterator[Dealt]:
-    """As `dealt_batches`, of what cannot be split: each counts alike, whatever its rows (`shares` is empty)."""
+    """As `dealt_batches`, of what cannot be split: each counts alike (`shares` is empty)."""
     iterator = iter(units)
     while group := list(islice(iterator, world)):
         if rank < len(group):

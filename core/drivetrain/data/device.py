@@ -28,7 +28,7 @@ def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> A
     if isinstance(batch, torch.Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=non_blocking)
     if isinstance(batch, Mapping):
-        return kind({name: to_device(value, device, non_blocking) for name, value in batch.items()})  # type: ignore[call-arg]
+        return kind({name: to_device(value, device, non_blocking) for name, value in batch.items()})
     if isinstance(batch, tuple):
         if hasattr(batch, "to"):  # a PackedSequence
             return batch.to(device)

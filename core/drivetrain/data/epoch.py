@@ -15,23 +15,28 @@ import logging
 from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
+import torch
+
 from drivetrain.data import randomness
 from drivetrain.data.dealing import Dealt
-from drivetrain.data.device import find_batch_size, first_row
-from drivetrain.data.fetching import iterable_items, map_items, skip, stateful, worker_items
-from drivetrain.data.position import Position
+from drivetrain.data.device import first_row
+from drivetrain.data.fetching import foreign_items, iterable_items, map_items, skip, stateful, worker_items
+from drivetrain.data.position import Position, is_json, of_rank
+from drivetrain.data.samplers import has_length
 from drivetrain.data.source import (
     FOREIGN,
     ITERABLE,
     MAP,
     batches_of,
     generators_of,
+    group_of,
     is_split_already,
     kind_of,
     map_order,
     needs_no_state,
 )
-from drivetrain.gathering import gather_counts
+from drivetrain.errors import ConfigurationError
+from drivetrain.gathering import gather_counts, gather_objects
 
 logger = logging.getLogger("drivetrain")
 
@@ -51,7 +56,7 @@ class BatchIterator:
     Attributes:
         batches: global batches of the pass, None where the data have no length.
         index: global batches handed out.
-        weight: rows of this rank × world / rows of all, of the batch handed out last; 1.0 in one process.
+        weight: rows of this rank * world / rows of all, of the batch handed out last; 1.0 in one process.
         rows: its rows on this rank (0 where the rank runs a row for company).
         shares: its rows on each rank; `()` where they are not known.
     """
@@ -72,7 +77,7 @@ class BatchIterator:
         self.weight = 1.0
         self.rows = 0
         self.shares: tuple[int, ...] = ()
-        self._group = 0
+        self._group = group_of(dataloader, self.world)
         self._seeds: tuple[int, int | None] | None = None
         self._start: Any = None
         self._generators: list[Any] = []
@@ -81,12 +86,11 @@ class BatchIterator:
         self._untouched: Any = None
         self._before_data: Any = None
         self._stateful: Any = None
+        self._is_ahead = False
         self._begun = False
-        self._position = position or None
+        self._told = False
         self._first = (0, 0)
-        if self._position is not None:
-            self.index = int(self._position["batch"])
-            self._first = (self.index, int(self._position.get("row", 0)))
+        self.set_position(position or {})
         self._iterator = self._run()
 
     def __iter__(self) -> Iterator[Any]:
@@ -100,37 +104,68 @@ class BatchIterator:
         self._iterator.close()
 
     def position(self) -> Position:
-        """The position after the batch handed out last; see `drivetrain.data.position`."""
+        """The position after the batch handed out last; see `drivetrain.data.position`.
+
+        A collective where there are several ranks.
+        """
         if not self._begun:
-            return self._position or {}
-        position: Position = {"batch": self.index, "epoch": self.epoch}
-        if self._group:
-            first_batch, first_row_ = self._first
-            position["row"] = first_row_ + (self.index - first_batch) * self._group
+            return self._given
+        batch, row = self._first
+        position: Position = {
+            "batch": self.index,
+            "row": row + (self.index - batch) * self._group,
+            "group": self._group,
+            "epoch": self.epoch,
+            "world": self.processes.world_size,
+        }
         if self._seeds is not None:
             position["base_seed"], position["seed"] = self._seeds
+        own = self._own_position()
+        if self.processes.world_size == 1:
+            return position | own
+        return position | {"ranks": gather_objects(own, self.processes)}
+
+    def _own_position(self) -> Position:
+        """What differs from rank to rank."""
+        own: Position = {}
         if self._start is not None:
-            position["start"] = randomness.to_json(self._start)
+            own["start"] = randomness.to_json(self._start)
         if self._generators:
-            position["generators"] = [randomness.tensor_to_text(state) for state in self._generators]
-        if self._ahead:
-            position["ahead"] = list(self._ahead)
+            own["generators"] = [randomness.tensor_to_text(state) for state in self._generators]
+        if self._is_ahead:
+            own["ahead"] = list(self._ahead)
             if self._before is not None:
-                position["pending"] = randomness.to_json(self._before)
+                own["pending"] = randomness.to_json(self._before)
             self._watch()
         if self._stateful is not None:
-            state = self._before_data if self._ahead else self._stateful.state_dict()
-            if state is not None:
-                position["dataset"] = state
-        return position
+            state = self._before_data if self._is_ahead else self._stateful.state_dict()
+            if is_json(state):
+                own["dataset"] = state
+            elif not self._told:
+                self._told = True
+                logger.warning(
+                    "state_dict() of %s is not made of what JSON holds, so a resume reads the epoch again.",
+                    type(self._stateful).__name__,
+                )
+        return own
 
     def set_position(self, position: Position) -> None:
         """Goes on from a position; before the first batch is taken."""
         if self._begun:
             raise RuntimeError("The position is set before the first batch is taken: make a new iterator.")
-        self._position = position or None
+        self._given = position
+        self._position = (
+            of_rank(position, self.processes.rank, self.processes.world_size) if position else None
+        )
         self.index = int(position.get("batch", 0))
-        self._first = (self.index, int(position.get("row", 0)))
+        row = int(position.get("row", 0))
+        if position and position["group"] != self._group:
+            # The global batch has another size now; what was seen stays seen.
+            self.index = row // self._group
+            left = batches_of(self.dataloader, self.processes.world_size, row)
+            if self.batches is not None and left is not None:
+                self.index = self.batches - left
+        self._first = (self.index, row)
 
     def _watch(self) -> None:
         """A fetch that began to draw another kind of number late is followed from here on."""
@@ -144,23 +179,22 @@ class BatchIterator:
         self._untouched = now
 
     def _run(self) -> Generator[Any, None, None]:
+        items, current = self._open()
         self._begun = True
-        items, pending = self._open()
         try:
-            if self.own:
-                items = self._agreed(items)
-            if pending is None and not self._ahead:
+            if current is None:
                 before = randomness.fingerprint()
-                pending = next(items, None)
-                if pending is None:
+                current = next(items, None)
+                if self._position is None:
+                    self._ahead = randomness.drawn(before, randomness.fingerprint())
+                    # Loaders of which each rank has its own agree on every batch, so all must fetch in step.
+                    self._is_ahead = self._any_ahead() if self.own else bool(self._ahead)
+                if current is None:
                     return
-                self._ahead = randomness.drawn(before, randomness.fingerprint())
-            if self._ahead:
-                yield from self._one_ahead(items, pending)
+            if self._is_ahead:
+                yield from self._one_ahead(items, current)
                 return
-            if pending is not None:
-                yield self._hand_out(pending)
-                pending = None
+            yield self._hand_out(current)
             for batch, dealt, rows in items:
                 self.index += 1
                 self.rows = rows
@@ -171,6 +205,9 @@ class BatchIterator:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
+
+    def _any_ahead(self) -> bool:
+        return any(gather_counts(len(self._ahead), self.processes))
 
     def _hand_out(self, item: Item) -> Any:
         batch, (_, self.weight, self.shares), self.rows = item
@@ -205,7 +242,7 @@ class BatchIterator:
             for generator, text in zip(generators, position.get("generators", []), strict=False):
                 generator.set_state(randomness.text_to_tensor(text))
         self._generators = [] if plain else [generator.get_state() for generator in generators]
-        before_draw = randomness.torch.get_rng_state()
+        before_draw = torch.get_rng_state()
 
         items: Iterator[Item]
         if self.kind == MAP:
@@ -214,27 +251,21 @@ class BatchIterator:
                 seeds = (position["base_seed"], position["seed"])
             order = map_order(loader, self.processes, self.world, seeds)
             self._seeds = (order.base_seed, order.seed)
-            if order.rows is not None:
-                self._group = order.batch_size * self.world
-            remaining = order.dealt(*self._first, self.world, self.rank)
+            remaining = order.dealt(self._first[1], self.world, self.rank)
             if loader.num_workers:
-                exact = (
-                    before_draw if position is None and self.rank == 0 and loader.generator is None else None
-                )
-                items = worker_items(
-                    loader,
-                    remaining,
-                    lambda: order.dealt(*self._first, self.world, self.rank),
-                    exact,
-                    order.base_seed + self.index + self.processes.rank,
-                )
+                fresh = position is None and self.processes.rank == 0 and loader.generator is None
+                seed = order.base_seed + self.index + self.processes.rank
+                items = worker_items(loader, remaining, before_draw if fresh else None, seed)
             else:
                 items = map_items(loader, remaining)
         else:
             items = self._open_stream(position)
 
+        if self.own and not self._is_even():
+            items = self._agreed(items)
         pending = None
         if position is not None:
+            self._is_ahead = "ahead" in position
             self._ahead = tuple(position.get("ahead", ()))
             if "pending" in position:
                 randomness.restore(randomness.from_json(position["pending"]))
@@ -247,13 +278,20 @@ class BatchIterator:
         """Iterable datasets and loaders that iterate themselves."""
         loader = self.dataloader
         self._stateful = stateful(loader, self.kind == ITERABLE)
-        done = self.index
+        done, rows = self._first
         if position is not None and "dataset" in position and self._stateful is not None:
             self._stateful.load_state_dict(position["dataset"])
-            done = 0
+            done = rows = 0
         if self.kind == ITERABLE:
-            return iterable_items(loader, self.world, self.rank, done)
+            return iterable_items(loader, self.world, self.rank, done, rows)
         return skip(foreign_items(loader), done)
+
+    def _is_even(self) -> bool:
+        """Whether every rank's loader is of one length, as a DistributedSampler makes it."""
+        sampler = getattr(self.dataloader, "sampler", None)
+        rows = len(sampler) if self.kind == MAP and sampler is not None and has_length(sampler) else -1
+        counts = gather_counts(rows, self.processes)
+        return rows >= 0 and len(set(counts)) == 1
 
     def _agreed(self, items: Iterator[Item]) -> Iterator[Item]:
         """Batches of ranks that have a loader each: all go on until the last has none left."""
@@ -276,13 +314,6 @@ class BatchIterator:
             yield last, Dealt(None, rows * len(counts) / sum(counts), counts), item[2]
 
 
-def foreign_items(loader: Any) -> Iterator[Item]:
-    """The batches of a loader that iterates itself."""
-    for batch in loader:
-        rows = find_batch_size(batch) or 0
-        yield batch, Dealt(None, 1.0, (rows,)), rows
-
-
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tells the epoch to whatever of the loader asks for it."""
     batch_sampler = getattr(loader, "batch_sampler", None)
@@ -295,8 +326,9 @@ def set_epoch(loader: Any, epoch: int) -> None:
     )
     told: list[Any] = []
     for owner in owners:
-        if hasattr(owner, "set_epoch") and not any(owner is other for other in told):
-            owner.set_epoch(epoch)
+        tell = getattr(owner, "set_epoch", None)
+        if callable(tell) and not any(owner is other for other in told):
+            tell(epoch)
             told.append(owner)
 
 
@@ -313,6 +345,9 @@ class EpochIterator(BatchIterator):
         processes: as for `BatchIterator`.
         epoch: the epoch, from 0.
         position: where to go on.
+
+    Raises:
+        ConfigurationError: the data are empty, or `drop_last` drops them all.
     """
 
     def __init__(
@@ -321,6 +356,14 @@ class EpochIterator(BatchIterator):
         if getattr(args, "ignore_data_skip", False):
             position = None
         super().__init__(dataloader, processes=processes, epoch=epoch, position=position)
+        if self.batches == 0 and has_length(getattr(dataloader, "dataset", None)):
+            raise ConfigurationError(
+                f"The training data have {len(dataloader.dataset)} rows, which fill no batch, and "
+                "dataloader_drop_last=True drops what is short: lower per_device_train_batch_size, or set "
+                "dataloader_drop_last=False."
+                if len(dataloader.dataset)
+                else "The training dataset is empty: give train_dataset at least one row."
+            )
 
 
 class EvaluationIterator(BatchIterator):

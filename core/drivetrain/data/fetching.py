@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -27,7 +28,7 @@ def collator(loader: Any) -> Callable[[Any], Any]:
     device = accelerator.type if accelerator is not None else None
     if device == "mps":  # torch itself does not pin for it
         return collate
-    return lambda rows: pin_memory(collate(rows), device)
+    return lambda rows: pin_memory(collate(rows), device)  # type: ignore[no-untyped-call]
 
 
 def map_items(loader: Any, dealt: Iterator[Dealt]) -> Iterator[Any]:
@@ -51,13 +52,16 @@ def map_items(loader: Any, dealt: Iterator[Dealt]) -> Iterator[Any]:
 
 
 class _Remaining:
-    """The batches that are left, as a batch sampler for torch."""
+    """The batches that are left, as a batch sampler for torch; remembers how each was dealt."""
 
-    def __init__(self, make: Callable[[], Iterator[Dealt]]) -> None:
-        self.make = make
+    def __init__(self, dealt: Iterator[Dealt]) -> None:
+        self.dealt = dealt
+        self.sent: deque[Dealt] = deque()
 
     def __iter__(self) -> Iterator[Any]:
-        return (item[0] for item in self.make())
+        for item in self.dealt:
+            self.sent.append(item)
+            yield item[0]
 
 
 _persistent: WeakKeyDictionary[Any, tuple[_Remaining, DataLoader[Any]]] = WeakKeyDictionary()
@@ -66,7 +70,6 @@ _persistent: WeakKeyDictionary[Any, tuple[_Remaining, DataLoader[Any]]] = WeakKe
 def worker_items(
     loader: Any,
     dealt: Iterator[Dealt],
-    again: Callable[[], Iterator[Dealt]],
     exact: torch.Tensor | None,
     seed: int,
 ) -> Iterator[Any]:
@@ -75,12 +78,11 @@ def worker_items(
     Args:
         loader: map-style, with workers.
         dealt: what remains.
-        again: makes the same once more; torch's iterator runs through it ahead of what it yields.
         exact: the generator's state from which torch draws the very base seed of this epoch.
-        seed: seeds the workers where there is no such state: on other ranks, and after a resume, where workers
+        seed: seeds the workers where there is no such state: on other ranks, and after a resume, where they
             go on with random numbers that were not used before in this epoch.
     """
-    remaining = _Remaining(again)
+    remaining = _Remaining(dealt)
     generator = torch.Generator()
     if exact is not None:
         generator.set_state(exact)
@@ -88,8 +90,9 @@ def worker_items(
         generator.manual_seed(seed % 2**63)
     shadow: DataLoader[Any]
     if loader.persistent_workers and loader in _persistent:
-        known, shadow = _persistent[loader]
-        known.make = again
+        remaining, shadow = _persistent[loader]
+        remaining.dealt = dealt
+        remaining.sent.clear()
     else:
         auto = loader.batch_sampler is not None
         options: dict[str, Any] = (
@@ -111,7 +114,8 @@ def worker_items(
         if loader.persistent_workers:
             _persistent[loader] = (remaining, shadow)
     batched = loader.batch_sampler is not None
-    for batch, item in zip(shadow, dealt, strict=False):
+    for batch in shadow:
+        item = remaining.sent.popleft()
         if batched:
             yield batch, item, len(item[0]) if item[1] else 0
         else:
@@ -125,22 +129,24 @@ class DealtStream(IterableDataset[Any]):
     """
 
     def __init__(
-        self, dataset: Any, batch_size: int | None, drop_last: bool, world: int, rank: int, done: int
+        self, dataset: Any, batch_size: int | None, drop_last: bool, world: int, rank: int, done: int = 0
     ) -> None:
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
         self.world, self.rank, self.done = world, rank, done
 
     def __iter__(self) -> Iterator[tuple[Any, Dealt]]:
+        # At once, not at the first row: the dataset may draw random numbers when its iterator is made.
         rows = iter(self.dataset)
+        for _ in islice(rows, self.done):
+            pass
+        return self._deal(rows)
+
+    def _deal(self, rows: Iterator[Any]) -> Iterator[tuple[Any, Dealt]]:
         if self.batch_size is None:
-            for _ in islice(rows, self.done * self.world):
-                pass
             for unit in dealt_units(rows, self.world, self.rank):
                 yield unit.rows, Dealt(None, unit.weight, ())
             return
         group = self.batch_size * self.world
-        for _ in islice(rows, self.done * group):
-            pass
         whole = (self.batch_size,) * self.world
         first = self.rank * self.batch_size
         while batch := list(islice(rows, group)):
@@ -159,13 +165,14 @@ class _CollateDealt:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, given: tuple[Any, Dealt]) -> tuple[Any, Any]:
+    def __call__(self, given: Any) -> tuple[Any, Any]:
+        """The batch, and how its rows were dealt."""
         rows, dealt = given
         return self.collate(rows), dealt
 
 
-def iterable_items(loader: Any, world: int, rank: int, done: int) -> Iterator[Any]:
-    """Reads an iterable dataset, after `done` global batches of it."""
+def iterable_items(loader: Any, world: int, rank: int, done: int, rows: int) -> Iterator[Any]:
+    """Reads an iterable dataset, after `done` global batches of it, which are `rows` items of the dataset."""
     if done:
         logger.warning(
             "Resuming reads %d batches of the training data again, since the dataset has no state_dict; "
@@ -176,11 +183,12 @@ def iterable_items(loader: Any, world: int, rank: int, done: int) -> Iterator[An
         # torch draws the base seed first, then makes the dataset's iterator.
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         collate = collator(loader)
-        stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank, done)
-        return ((collate(rows), dealt, _rows(rows, dealt)) for rows, dealt in stream)
+        stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank, rows)
+        parts = iter(stream)
+        return ((collate(part), dealt, _rows(part, dealt)) for part, dealt in parts)
     if world == 1:
-        return skip(_own(loader), done, told=True)
-    stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank, 0)
+        return skip(foreign_items(loader), done, told=True)
+    stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank)
     shadow: DataLoader[Any] = DataLoader(
         stream,
         batch_size=None,
@@ -193,13 +201,21 @@ def iterable_items(loader: Any, world: int, rank: int, done: int) -> Iterator[An
         generator=loader.generator,
         prefetch_factor=loader.prefetch_factor,
     )
+    given = iter(shadow)
     return skip(
-        ((batch, Dealt(*dealt), find_batch_size(batch) or 0) for batch, dealt in shadow), done, told=True
+        ((batch, Dealt(*dealt), (find_batch_size(batch) or 0) if dealt[1] else 0) for batch, dealt in given),
+        done,
+        told=True,
     )
 
 
-def _own(loader: Iterable[Any]) -> Iterator[Any]:
-    for batch in loader:
+def foreign_items(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader that iterates itself, begun at once."""
+    return _sized(iter(loader))
+
+
+def _sized(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
         rows = find_batch_size(batch) or 0
         yield batch, Dealt(None, 1.0, (rows,)), rows
 
@@ -222,7 +238,7 @@ def skip(items: Iterator[Any], done: int, told: bool = False) -> Iterator[Any]:
 
 
 def stateful(loader: Any, iterable: bool) -> Any:
-    """What tells and sets the position of a stream: the loader, or its dataset where this process reads it."""
+    """What tells and sets the position of a stream: the loader, or its dataset if this process reads it."""
     owners = [loader]
     if iterable and not loader.num_workers:
         owners.append(loader.dataset)

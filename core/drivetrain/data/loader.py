@@ -38,7 +38,7 @@ def make_dataloader(
         batch_size: rows that one rank takes at once.
         collate_fn: makes a batch of a list of rows.
         sampler: the order of a map-style dataset.
-        args: `dataloader_drop_last` (map-style sets alone), `dataloader_num_workers`, `dataloader_pin_memory`.
+        args: `dataloader_drop_last` (for map-style sets), `dataloader_num_workers`, `dataloader_pin_memory`.
         train: training workers are seeded as well for Python and NumPy.
 
     Raises:
@@ -54,7 +54,7 @@ def make_dataloader(
     if not is_iterable_style(dataset):
         if sampler is None and not has_length(dataset):
             raise ConfigurationError(
-                f"A {type(dataset).__name__} has no length, so it cannot be read by index: give it __len__ and "
+                f"A {type(dataset).__name__} has no length and cannot be read by index: give it __len__ and "
                 "__getitem__, or derive it from torch.utils.data.IterableDataset."
             )
         options["sampler"] = sampler

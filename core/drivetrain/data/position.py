@@ -1,8 +1,10 @@
 """The position in the data, as a checkpoint keeps it.
 
     batch          global batches of the epoch that have been handed out
-    row            rows of the epoch that they held (map-style loaders with a plain batch sampler)
+    row            what they held: rows of the dataset, or what the batch sampler gives, counted over all ranks
+    group          and how many of these a whole global batch holds
     epoch          the epoch, from 0
+    world          number of ranks
     base_seed      the loader's base seed of the epoch
     seed           the permutation's seed, where one number decides the order
     start          else the host's random state at the epoch's beginning, with which the order is drawn again
@@ -11,11 +13,36 @@
     pending        then the random state from before the fetch of the batch that comes next
     dataset        what the iterable dataset's (or the loader's) `state_dict` gave
 
-Everything is what JSON holds; random states are base64 text. An epoch that has not begun is `{}`.
+Of several ranks, `ranks` has the last five of each. Everything is what JSON holds; random states are base64
+text. An epoch that has not begun is `{}`.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeAlias
 
 Position: TypeAlias = dict[str, Any]
+
+
+def of_rank(position: Position, rank: int, world: int) -> Position:
+    """The position as one rank reads it.
+
+    With another number of ranks than when it was taken, what a rank alone had is not there: the batch that
+    had been fetched ahead is fetched again, with other random numbers.
+    """
+    ranks = position.get("ranks")
+    same = position.get("world", 1) == world
+    mine = {**position, **(ranks[rank if same else 0] if ranks else {})}
+    mine.pop("ranks", None)
+    if not same:
+        mine.pop("pending", None)
+    return mine
+
+
+def is_json(value: Any) -> bool:
+    """Whether JSON gives the value back as it is."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False

@@ -31,7 +31,7 @@ def restore(state: HostRandomState) -> None:
 
 def fingerprint() -> tuple[Any, ...]:
     """What differs after a draw, for `drawn`; cheaper than `capture`."""
-    generator = np.random.get_bit_generator()
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if isinstance(generator, np.random.MT19937):
         numbers: Any = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
     else:

@@ -38,9 +38,13 @@ class SeededRandomSampler(Sampler[int]):
         """Chooses the order of an epoch, counted from 0."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> torch.Tensor:
+        """The indices of the epoch's rows, in their order."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        return iter(torch.randperm(len(self.data_source), generator=generator).tolist())
+        return torch.randperm(len(self.data_source), generator=generator)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -129,7 +133,7 @@ def _lengths(dataset: Any, name: str) -> list[int]:
     row = dataset[0]
     if not hasattr(row, "keys") or name not in row:
         raise ConfigurationError(
-            f"group_by_length=True finds no column {name!r} in the rows of the dataset: name a column of lengths "
+            f"group_by_length=True finds no column {name!r} in the rows: name a column of lengths "
             "by length_column_name, or set group_by_length=False."
         )
     return [len(dataset[index][name]) for index in range(len(dataset))]
@@ -146,7 +150,7 @@ def train_sampler(dataset: Any, args: Any, processing_class: Any = None) -> Samp
     Args:
         dataset: before its columns are dropped, since the column of lengths may be one of them.
         args: `group_by_length`, `length_column_name`, `data_seed`, batch size and accumulation are read.
-        processing_class: a tokenizer, whose first `model_input_names` is the column that lengths are counted in.
+        processing_class: a tokenizer; lengths are those of the first of its `model_input_names`.
 
     Raises:
         ConfigurationError: the dataset is empty, or `group_by_length` finds no lengths.

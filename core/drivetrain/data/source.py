@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ MAP, ITERABLE, FOREIGN = "map", "iterable", "foreign"
 
 
 def kind_of(loader: Any) -> str:
-    """`map` and `iterable`: a torch DataLoader that we read ourselves; `foreign`: one that iterates itself."""
+    """`map`, `iterable`: a torch DataLoader that we read ourselves; `foreign`: one that iterates itself."""
     if not isinstance(loader, DataLoader):
         return FOREIGN
     cls = type(loader)
@@ -43,7 +44,7 @@ def kind_of(loader: Any) -> str:
 
 
 def is_split_already(loader: Any) -> bool:
-    """Whether the loader gives each rank rows of its own: a DistributedSampler, or a dataset split by node."""
+    """Whether the loader gives each rank rows of its own: a DistributedSampler, a dataset split by node."""
     dataset = getattr(loader, "dataset", None)
     if getattr(dataset, "_distributed", None) is not None:
         return True
@@ -55,24 +56,42 @@ def is_split_already(loader: Any) -> bool:
     return False
 
 
-def batches_of(loader: Any, world: int) -> int | None:
-    """How many global batches an epoch of the loader has; None where nobody knows."""
+def batches_of(loader: Any, world: int, done: int = 0) -> int | None:
+    """How many global batches an epoch of the loader has; None where nobody knows.
+
+    Args:
+        loader: any loader.
+        world: number of ranks.
+        done: leave out so much of what is counted in `group_of`.
+    """
     kind = kind_of(loader)
-    if kind == FOREIGN or is_split_already(loader) or world == 1:
-        return len(loader) if has_length(loader) else None
-    if kind == ITERABLE:
-        if not has_length(loader.dataset):
-            return None
-        if loader.batch_size is None:
-            return count(len(loader.dataset), world, False)
-        return count(len(loader.dataset), loader.batch_size * world, loader.drop_last)
+    if kind == FOREIGN:
+        return max(len(loader) - done, 0) if has_length(loader) else None
+    if is_split_already(loader):
+        world = 1
     sampler = loader.batch_sampler
-    if type(sampler) is BatchSampler:
-        if not has_length(sampler.sampler):
-            return None
-        return count(len(sampler.sampler), sampler.batch_size * world, sampler.drop_last)  # type: ignore[arg-type]
-    units = sampler if sampler is not None else loader.sampler
-    return count(len(units), world, False) if has_length(units) else None  # type: ignore[arg-type]
+    if kind == ITERABLE:
+        units, drop_last = loader.dataset, loader.batch_size is not None and loader.drop_last
+    elif type(sampler) is BatchSampler:
+        units, drop_last = sampler.sampler, sampler.drop_last
+    else:
+        units, drop_last = sampler if sampler is not None else loader.sampler, False
+    if not has_length(units):
+        # A plain batch sampler's length is that of its sampler, so that it has none either.
+        return None
+    return count(max(len(units) - done, 0), group_of(loader, world), drop_last)
+
+
+def group_of(loader: Any, world: int) -> int:
+    """What a whole global batch takes: rows of the dataset, or units where a sampler makes batches its own way."""
+    kind = kind_of(loader)
+    if (
+        kind == MAP
+        and type(loader.batch_sampler) is BatchSampler
+        and has_length(loader.batch_sampler.sampler)
+    ):
+        return int(loader.batch_sampler.batch_size) * world
+    return int(loader.batch_size or 1) * world if kind == ITERABLE else world
 
 
 def generators_of(loader: Any) -> list[torch.Generator]:
@@ -119,13 +138,11 @@ class Order:
     drop_last: bool = False
     batched: bool = True
 
-    def dealt(self, batch: int, row: int, world: int, rank: int) -> Iterator[Dealt]:
-        """A rank's batches after `batch` global batches, or `row` rows, have been seen."""
+    def dealt(self, done: int, world: int, rank: int) -> Iterator[Dealt]:
+        """A rank's batches after `done` of the rows (or units) have been seen, counted over all ranks."""
         if self.rows is not None:
-            return dealt_rows(self.rows, row, self.batch_size, self.drop_last, world, rank)
-        units = iter(self.units)
-        for _ in range(batch * world):
-            next(units, None)
+            return dealt_rows(self.rows, done, self.batch_size, self.drop_last, world, rank)
+        units = islice(self.units, done, None)
         return dealt_batches(units, world, rank) if self.batched else dealt_units(units, world, rank)
 
 
@@ -167,7 +184,7 @@ def map_order(
                 base_seed, units = broadcast((base_seed, units), processes)
         return Order(base_seed, units=units, batched=sampler is not None)
 
-    options = {"batch_size": int(sampler.batch_size), "drop_last": bool(sampler.drop_last)}
+    options: dict[str, Any] = {"batch_size": int(sampler.batch_size), "drop_last": bool(sampler.drop_last)}
     rows_from: Any = sampler.sampler
     if _is_plain_random(rows_from) and rows_from.generator is None:
         seed = draw() if seeds is None or seeds[1] is None else seeds[1]
@@ -175,8 +192,8 @@ def map_order(
             base_seed, seed = broadcast((base_seed, seed), processes)
         generator = torch.Generator().manual_seed(seed)
         return Order(base_seed, seed, torch.randperm(len(rows_from), generator=generator), **options)
-    if type(rows_from) is SequentialSampler:
-        rows: Any = range(len(rows_from))
+    if type(rows_from) in (SequentialSampler, SeededRandomSampler):
+        rows: Any = range(len(rows_from)) if type(rows_from) is SequentialSampler else rows_from.order()
         if world > 1 and seeds is None:
             base_seed = broadcast(base_seed, processes)
     elif has_length(rows_from):
