@@ -24,11 +24,6 @@ SILENT = {"eval_strategy"}
 """Later spellings, which nobody need give up."""
 
 GONE: dict[str, str] = {
-    "use_legacy_prediction_loop": (
-        "use_legacy_prediction_loop=True is not there any more: evaluation has one loop, so leave it"
-        " out, or override"
-        " Trainer.evaluation_loop."
-    ),
     "mp_parameters": (
         "mp_parameters asks for SageMaker's model parallelism, which is not there: use fsdp or deepspeed."
     ),
@@ -81,6 +76,10 @@ def _mps(args: "TrainingArguments", value: bool) -> None:
     _warn("use_mps_device", "leave it out, Apple's GPU is used where there is one")
 
 
+def _legacy_loop(args: "TrainingArguments", value: bool) -> None:
+    _warn("use_legacy_prediction_loop", "leave it out, or override Trainer.evaluation_loop")
+
+
 def _tpu_metrics(args: "TrainingArguments", value: bool) -> None:
     # `debug` is settled before aliases are folded, so it is a list here.
     args.debug = [*args.debug, "tpu_metrics_debug"]  # type: ignore[list-item]
@@ -111,6 +110,7 @@ def _hub_model(args: "TrainingArguments") -> None:
 
 _FOLDS: dict[str, Callable[["TrainingArguments", Any], None]] = {
     "use_mps_device": _mps,
+    "use_legacy_prediction_loop": _legacy_loop,
     "tpu_metrics_debug": _tpu_metrics,
     "fsdp_min_num_params": _min_num_params,
     "fsdp_transformer_layer_cls_to_wrap": _layer_class,

@@ -29,7 +29,9 @@ class Deprecated:
         None, "Older spelling of fsdp_config's transformer_layer_cls_to_wrap.", owner="strategy:fsdp"
     )
     adafactor: bool = argument(False, "Older spelling of optim=adafactor.", owner="optimizer")
-    use_legacy_prediction_loop: bool = argument(False, "Not there any more: evaluation has one loop.")
+    use_legacy_prediction_loop: bool = argument(
+        False, "Evaluate by Trainer.prediction_loop; override evaluation_loop instead."
+    )
     fp16_backend: str = argument("auto", "Older spelling of half_precision_backend.", owner="precision")
     push_to_hub_model_id: str | None = argument(None, "Older spelling of hub_model_id.", owner="hub")
     push_to_hub_organization: str | None = argument(

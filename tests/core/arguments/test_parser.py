@@ -49,7 +49,7 @@ def test_nothing_but_the_folder_is_the_constructor():
         ("--ddp_find_unused_parameters False", "ddp_find_unused_parameters", False),
         ("--resume_from_checkpoint true", "resume_from_checkpoint", True),
         ("--hub_strategy end", "hub_strategy", "end"),
-        ("--loss_reduction tokens", "loss_reduction", "tokens"),
+        ("--loss_reduction micro_batches", "loss_reduction", "micro_batches"),
         ("--fsdp_version 1", "fsdp_version", 1),
     ],
 )

@@ -97,8 +97,9 @@ WRONG = [
     ({"param_groups": {}}, "param_groups={} must be a list."),
     ({"resume_from_checkpoint": 3}, "resume_from_checkpoint=3 must be a folder's name."),
     (
-        {"past_index": 2},
-        "past_index=2 is not there yet: leave it out, or keep the state in the model.",
+        {"save_async": True},
+        "save_async=True is not there yet: leave it out, and checkpoints are written before training"
+        " goes on.",
     ),
     (
         {"save_safetensors": False},
