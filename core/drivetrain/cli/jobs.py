@@ -99,7 +99,7 @@ def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
         raise ConfigurationError(f"One CONFIG.toml is needed, {more}.")
     overrides = {key: value if key.startswith("training.") else typed(value) for key, value in values.items()}
     config = read(Path(positional[0]), overrides)
-    table = dict(config.training)
+    table = without_other_spellings(config)
     table.setdefault("output_dir", f"runs/{config.path.stem}")
     resume = table.get("resume_from_checkpoint")
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
@@ -117,6 +117,21 @@ def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
             raise ConfigurationError(problems)
         table["plugins"] = options
     return config, from_mapping(table, lambda name: config.where("training", name))
+
+
+def without_other_spellings(config: Config) -> dict[str, Any]:
+    """`[training]`, less what the command line set under another spelling (`--eval-strategy`)."""
+    from drivetrain.arguments.aliases import RENAMED
+
+    def argument(spelling: str) -> str:
+        return RENAMED.get(spelling, spelling)
+
+    on_top = {argument(key.partition(".")[2]) for key in config.overridden if key.startswith("training.")}
+    return {
+        key: value
+        for key, value in config.training.items()
+        if f"training.{key}" in config.overridden or argument(key.replace("-", "_")) not in on_top
+    }
 
 
 def wrong_options(config: Config) -> list[str]:
