@@ -336,6 +336,7 @@ class Resolver:
 
     def _check_arguments(self) -> None:
         """An argument that is set is used, inert, or an error: never ignored in silence."""
+        self.plan.inert.extend(self.args.inert())
         changed = changed_arguments(self.args)
         active_keys = {active.key for active in self.plan.active}
         read = {name for active in self.plan.active if active.info for name in active.info.arguments}
@@ -344,7 +345,7 @@ class Resolver:
             if found.name not in changed or found.name in read:
                 continue
             shown = self.args.shown(found.name)  # a token masked
-            for part in (piece.strip() for piece in owner.split(",")):
+            for part in self.args.owners(found.name):
                 kind, _, name = part.partition(":")
                 if kind == "core":
                     break

@@ -176,6 +176,10 @@ class TrainingArguments(
         """One sentence for each of the core's arguments that is set and does nothing under the others."""
         return list(inert.inert(self))
 
+    def owners(self, name: str) -> tuple[str, ...]:
+        """Who reads argument `name` as it stands; see `owners_of`."""
+        return owners_of(self, name)
+
     def shown(self, name: str) -> str:
         """`name=value` for a message or a log, a token masked."""
         value = f"<{name.upper()}>" if name.endswith("_token") else _plain(self.__dict__[name])
