@@ -12,38 +12,40 @@ from drivetrain.slots import PrecisionPolicy
 
 
 class TF32:
-    """Whether float32 matrix products may use TensorFloat-32, set for a run and put back after it."""
+    """Whether float32 matrix products may use TensorFloat-32, set for a run and put back after it.
+
+    torch has two interfaces for it, a flag and a word, and refuses to read the flag once the word was used
+    in a way that the flag cannot say. What was used before is used here.
+    """
 
     def __init__(self) -> None:
-        self._before: bool | str | None = None
+        self._flag: bool | None = None
+        self._word: str | None = None
 
     def setup(self, wanted: bool | None) -> None:
         """Sets it; None leaves it as it is."""
-        if wanted is None or not torch.cuda.is_available():
+        if wanted is None:
             return
         matmul = torch.backends.cuda.matmul
-        if self._before is None:
-            self._before = self._read()
-        if isinstance(self._before, bool):
-            matmul.allow_tf32 = wanted
-        else:
+        if self._word is None:
+            self._word = str(matmul.fp32_precision)
+            try:
+                self._flag = bool(matmul.allow_tf32)
+            except RuntimeError:
+                self._flag = None
+        if self._flag is None:
             matmul.fp32_precision = "tf32" if wanted else "ieee"
-
-    @staticmethod
-    def _read() -> bool | str:
-        """The flag, or the word of torch's newer interface where that was used: torch refuses a mixture."""
-        try:
-            return bool(torch.backends.cuda.matmul.allow_tf32)
-        except RuntimeError:
-            return str(torch.backends.cuda.matmul.fp32_precision)
+        else:
+            matmul.allow_tf32 = wanted
 
     def close(self) -> None:
         """Puts it back."""
-        if isinstance(self._before, bool):
-            torch.backends.cuda.matmul.allow_tf32 = self._before
-        elif self._before is not None:
-            torch.backends.cuda.matmul.fp32_precision = self._before
-        self._before = None
+        matmul = torch.backends.cuda.matmul
+        if self._flag is not None:
+            matmul.allow_tf32 = self._flag
+        if self._word is not None:
+            matmul.fp32_precision = self._word
+        self._flag = self._word = None
 
 
 def evaluation_dtype(args: Any) -> torch.dtype | None:
