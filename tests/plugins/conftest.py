@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from drivetrain.arguments import TrainingArguments
 from drivetrain.callbacks import TrainerControl, TrainerState
 from drivetrain.processes import Processes

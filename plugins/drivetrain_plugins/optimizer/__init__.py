@@ -18,7 +18,6 @@ def _probe(name: str, options: str) -> Callable[[Any], tuple[str, ...]]:
     def probe(args: Any) -> tuple[str, ...]:
         from drivetrain.errors import ConfigurationError
         from drivetrain.plugin import import_string
-
         from drivetrain_plugins.optimizer.options import read_optim_args
 
         try:

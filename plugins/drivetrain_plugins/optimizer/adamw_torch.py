@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import OptimizerFactory
-
 from drivetrain_plugins.optimizer.base import OptimizerPlugin, adam_kwargs
 from drivetrain_plugins.optimizer.options import AdamWOptions
 

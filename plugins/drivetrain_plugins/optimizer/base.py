@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+
 from drivetrain.own_optimizer import groups_of
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import OptimizerFactory
-
 from drivetrain_plugins.optimizer.options import read_optim_args
 
 Options = TypeVar("Options")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+
 from drivetrain.errors import ConfigurationError
 from drivetrain.parameters import compile_pattern, parameter_groups
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import Group, Model, OptimizerFactory
-
 from drivetrain_plugins.optimizer.adamw_torch import why_not_fused
 from drivetrain_plugins.optimizer.base import OptimizerPlugin
 from drivetrain_plugins.optimizer.options import MuonOptions

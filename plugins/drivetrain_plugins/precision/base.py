@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
+
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import PrecisionPolicy

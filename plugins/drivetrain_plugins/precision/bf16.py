@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from drivetrain.slots import PrecisionPolicy
 
+from drivetrain.slots import PrecisionPolicy
 from drivetrain_plugins.precision.base import PlainPrecision, evaluation_dtype
 
 

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import torch
-from drivetrain.slots import PrecisionPolicy
 
+from drivetrain.slots import PrecisionPolicy
 from drivetrain_plugins.precision.base import PlainPrecision, evaluation_dtype
 from drivetrain_plugins.precision.options import LossScaleOptions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from drivetrain.errors import ConfigurationError
 
+from drivetrain.errors import ConfigurationError
 from drivetrain_plugins.scheduler.multiplier import Multiplier, SchedulePlugin, after_warmup
 from drivetrain_plugins.scheduler.options import (
     CosineOptions,

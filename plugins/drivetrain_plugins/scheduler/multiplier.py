@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
+
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import SchedulerFactory
-from torch.optim.lr_scheduler import LambdaLR
-
 from drivetrain_plugins.scheduler.options import read_kwargs
 
 Options = TypeVar("Options")

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from itertools import pairwise
 
 import torch
-from drivetrain.errors import ConfigurationError
 
+from drivetrain.errors import ConfigurationError
 from drivetrain_plugins.scheduler.multiplier import Multiplier, SchedulePlugin, after_warmup
 from drivetrain_plugins.scheduler.options import PiecewiseOptions
 

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import SchedulerFactory
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-
 from drivetrain_plugins.scheduler.options import PlateauOptions, read_kwargs
 
 

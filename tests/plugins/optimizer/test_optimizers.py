@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from drivetrain.errors import ConfigurationError
 from drivetrain.own_optimizer import own_optimizer_factory, parse_optim_args
 from drivetrain.plugin import import_string
 from drivetrain_plugins import optimizer as kind
-from torch import nn
 
 FACTS = json.loads((Path(__file__).parent / "facts_4_34_0.json").read_text())
 NAMES = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adafactor", "sgd", "adagrad", "rmsprop", "muon")
@@ -126,7 +127,10 @@ def test_adafactor_in_half_precision_keeps_its_state_in_float32(make_run):
     train(model, optimizer, 0, 2)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {
-        value.dtype for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+        value.dtype
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
     } == {torch.float32}
 
 
@@ -215,7 +219,9 @@ def test_muon_is_scheduled_and_copied_as_one_optimizer(make_run):
     train(model, optimizer, 0, 3)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     copied = copy.deepcopy(optimizer)
-    assert [len(g["params"]) for g in copied.param_groups] == [len(g["params"]) for g in optimizer.param_groups]
+    assert [len(g["params"]) for g in copied.param_groups] == [
+        len(g["params"]) for g in optimizer.param_groups
+    ]
 
 
 def test_muon_leaves_tied_and_named_parameters_to_adamw(make_run):
@@ -254,7 +260,11 @@ def test_optim_args_set_typed_options(make_run):
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("sgd", "momentun=0.9", "Optimizer 'sgd' (optim_args) has no option 'momentun'. Did you mean 'momentum'?"),
+        (
+            "sgd",
+            "momentun=0.9",
+            "Optimizer 'sgd' (optim_args) has no option 'momentun'. Did you mean 'momentum'?",
+        ),
         ("sgd", "momentum=high", "option 'momentum' must be a number, not 'high'"),
         ("sgd", "nesterov=true", "option 'nesterov' needs a momentum above 0"),
         ("sgd", "momentum=-1", "option 'momentum' must not be negative"),
@@ -303,10 +313,22 @@ def test_adams_arguments_reach_a_class_once_they_are_changed(make_run):
 @pytest.mark.parametrize(
     ("own", "arguments", "sentence"),
     [
-        (torch.optim.SGD, {"optim_args": "momentun=1"}, "takes no 'momentun' (optim_args). Did you mean 'momentum'?"),
+        (
+            torch.optim.SGD,
+            {"optim_args": "momentun=1"},
+            "takes no 'momentun' (optim_args). Did you mean 'momentum'?",
+        ),
         (torch.optim.SGD, {"optim_args": "lr=1"}, "optim_args must not set 'lr'; use learning_rate."),
-        (torch.optim.SGD, {"adam_beta1": 0.5}, "takes no 'betas', but adam_beta1 or adam_beta2 is set; remove it."),
-        (torch.optim.Rprop, {"weight_decay": 0.5}, "takes no 'weight_decay', but weight_decay is set; remove it."),
+        (
+            torch.optim.SGD,
+            {"adam_beta1": 0.5},
+            "takes no 'betas', but adam_beta1 or adam_beta2 is set; remove it.",
+        ),
+        (
+            torch.optim.Rprop,
+            {"weight_decay": 0.5},
+            "takes no 'weight_decay', but weight_decay is set; remove it.",
+        ),
         ("torch.optim:SGDD", {}, "optim='torch.optim:SGDD' cannot be imported"),
         ("torch.optim:lr_scheduler", {}, "which is not a class"),
         (3, {}, "optim must be a name, a class, or an import string"),

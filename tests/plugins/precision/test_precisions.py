@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from drivetrain.autocast import install
 from drivetrain.plugin import Weight, import_string
 from drivetrain_plugins import precision as kind
-from torch import nn
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without CUDA")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -40,7 +41,12 @@ def test_claims(make_run):
 
 def test_policies(make_run):
     policy = plugin("fp32").make_precision(make_run()).policy
-    assert (policy.parameter, policy.compute, policy.loss_scale, policy.evaluation) == (None, None, None, None)
+    assert (policy.parameter, policy.compute, policy.loss_scale, policy.evaluation) == (
+        None,
+        None,
+        None,
+        None,
+    )
     policy = plugin("bf16").make_precision(make_run(bf16=True, bf16_full_eval=True)).policy
     assert (policy.name, policy.compute, policy.loss_scale) == ("bf16", torch.bfloat16, None)
     assert policy.evaluation is torch.bfloat16

@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
 from drivetrain.errors import ConfigurationError
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.plugin import import_string
 from drivetrain_plugins import scheduler as kind
 from drivetrain_plugins.scheduler.multiplier import MultiplierLR
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 FACTS = json.loads((Path(__file__).parent / "facts_4_34_0.json").read_text())
-MULTIPLIERS = (
-    "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt piecewise "
-    "exponential cosine_with_min_lr warmup_stable_decay"
-).split()
+MULTIPLIERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "piecewise", "exponential", "cosine_with_min_lr", "warmup_stable_decay"]
 NEEDED = {"cosine_with_min_lr": {"min_lr_rate": 0.1}}
 
 
@@ -110,7 +108,10 @@ def test_exponential(make_run):
 def test_cosine_with_min_lr(make_run):
     for kwargs in ({"min_lr": 0.3}, {"min_lr_rate": 0.15}):
         optimizer = sgd(lr=2.0)
-        found = [r[0] for r in rates(build(make_run, "cosine_with_min_lr", 0, 8, optimizer, **kwargs), optimizer, 9)]
+        found = [
+            r[0]
+            for r in rates(build(make_run, "cosine_with_min_lr", 0, 8, optimizer, **kwargs), optimizer, 9)
+        ]
         assert found == pytest.approx([0.3 + 1.7 * (1 + math.cos(math.pi * u / 8)) / 2 for u in range(9)])
     with pytest.raises(ConfigurationError, match="min_lr=3.0 is above the learning rate 2.0; lower it"):
         build(make_run, "cosine_with_min_lr", 0, 8, sgd(lr=2.0), min_lr=3)
@@ -123,7 +124,9 @@ def test_cosine_with_min_lr(make_run):
 def test_warmup_stable_decay(make_run, warmup_type, decay_type):
     optimizer = sgd(lr=1.0)
     kwargs = {"num_decay_steps": 4, "min_lr_ratio": 0.2, "warmup_type": warmup_type, "decay_type": decay_type}
-    found = [r[0] for r in rates(build(make_run, "warmup_stable_decay", 4, 12, optimizer, **kwargs), optimizer, 14)]
+    found = [
+        r[0] for r in rates(build(make_run, "warmup_stable_decay", 4, 12, optimizer, **kwargs), optimizer, 14)
+    ]
     up = {
         "linear": lambda x: x,
         "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
@@ -141,9 +144,13 @@ def test_warmup_stable_decay(make_run, warmup_type, decay_type):
 
 def test_warmup_stable_decay_by_share_and_too_long(make_run):
     optimizer = sgd(lr=1.0)
-    scheduler = build(make_run, "warmup_stable_decay", 0, 10, optimizer, num_decay_steps=0.2, decay_type="linear")
+    scheduler = build(
+        make_run, "warmup_stable_decay", 0, 10, optimizer, num_decay_steps=0.2, decay_type="linear"
+    )
     assert [r[0] for r in rates(scheduler, optimizer, 11)] == pytest.approx([1.0] * 9 + [0.5, 0.0])
-    with pytest.raises(ConfigurationError, match="5 updates of warmup and 6 of decay are more than the run's 10"):
+    with pytest.raises(
+        ConfigurationError, match="5 updates of warmup and 6 of decay are more than the run's 10"
+    ):
         build(make_run, "warmup_stable_decay", 5, 10, sgd(), num_decay_steps=6)
 
 
@@ -253,7 +260,11 @@ def test_plateau_is_torchs_and_stepped_after_evaluations(make_run):
 @pytest.mark.parametrize(
     ("name", "kwargs", "sentence"),
     [
-        ("cosine", {"num_cycle": 2}, "(lr_scheduler_kwargs) has no option 'num_cycle'. Did you mean 'num_cycles'?"),
+        (
+            "cosine",
+            {"num_cycle": 2},
+            "(lr_scheduler_kwargs) has no option 'num_cycle'. Did you mean 'num_cycles'?",
+        ),
         ("cosine", {"num_cycles": "many"}, "option 'num_cycles' must be a number, not 'many'"),
         ("cosine_with_restarts", {"num_cycles": 1.5}, "option 'num_cycles' must be a whole number, not 1.5"),
         ("cosine_with_restarts", {"num_cycles": 0}, "must be at least 1, and is 0"),
@@ -265,8 +276,16 @@ def test_plateau_is_torchs_and_stepped_after_evaluations(make_run):
         ("inverse_sqrt", {"timescale": 0}, "option 'timescale' must be at least 1"),
         ("reduce_lr_on_plateau", {"mode": "up"}, "option 'mode' must be one of 'min', 'max', not 'up'"),
         ("reduce_lr_on_plateau", {"factor": 1.5}, "option 'factor' must be below 1"),
-        ("cosine_with_min_lr", {"min_lr": 0, "min_lr_rate": 0}, "'min_lr' and 'min_lr_rate' say the same; keep one"),
-        ("warmup_stable_decay", {"decay_type": "sine"}, "must be one of 'linear', 'cosine', '1-sqrt', not 'sine'"),
+        (
+            "cosine_with_min_lr",
+            {"min_lr": 0, "min_lr_rate": 0},
+            "'min_lr' and 'min_lr_rate' say the same; keep one",
+        ),
+        (
+            "warmup_stable_decay",
+            {"decay_type": "sine"},
+            "must be one of 'linear', 'cosine', '1-sqrt', not 'sine'",
+        ),
     ],
 )
 def test_wrong_options_are_one_sentence_before_the_run(make_run, name, kwargs, sentence):
@@ -284,14 +303,18 @@ def test_polynomial_needs_an_end_below_the_rate(make_run):
 
 
 def test_piecewise_boundaries_must_rise(make_run):
-    with pytest.raises(ConfigurationError, match=r"boundaries must rise, and in updates, of 10, are \[8, 5\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"boundaries must rise, and in updates, of 10, are \[8, 5\]"
+    ):
         build(make_run, "piecewise", 0, 10, sgd(), boundaries=[8, 0.5], values=[1, 1, 1])
 
 
 # -- a scheduler of the user's -----------------------------------------------------------------------------
 
 
-def from_function(optimizer: Any, num_warmup_steps: int, num_training_steps: int, power: float = 1.0) -> LambdaLR:
+def from_function(
+    optimizer: Any, num_warmup_steps: int, num_training_steps: int, power: float = 1.0
+) -> LambdaLR:
     return LambdaLR(optimizer, lambda u: min(u / num_warmup_steps, 1 - (u / num_training_steps) ** power))
 
 
@@ -317,7 +340,9 @@ def test_what_the_run_knows_is_filled_in(make_run):
     )
     assert one_cycle.build(sgd()).total_steps == 10
     kwargs = {"max_lr": 1.0, "epochs": 3, "steps_per_epoch": 5}
-    by_epochs = own_scheduler_factory(torch.optim.lr_scheduler.OneCycleLR, make_run(lr_scheduler_kwargs=kwargs))
+    by_epochs = own_scheduler_factory(
+        torch.optim.lr_scheduler.OneCycleLR, make_run(lr_scheduler_kwargs=kwargs)
+    )
     assert by_epochs.build(sgd()).total_steps == 15
 
 
@@ -328,7 +353,11 @@ def test_a_plateau_of_the_users_is_stepped_after_evaluations(make_run):
 @pytest.mark.parametrize(
     ("own", "arguments", "sentence"),
     [
-        (torch.optim.lr_scheduler.StepLR, {}, "Scheduler 'StepLR' needs 'step_size'; give it in lr_scheduler_kwargs."),
+        (
+            torch.optim.lr_scheduler.StepLR,
+            {},
+            "Scheduler 'StepLR' needs 'step_size'; give it in lr_scheduler_kwargs.",
+        ),
         (
             torch.optim.lr_scheduler.ExponentialLR,
             {"lr_scheduler_kwargs": {"gama": 1, "gamma": 1}},
