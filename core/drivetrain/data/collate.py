@@ -187,8 +187,9 @@ class RemoveColumnsCollator:
 
     def __call__(self, features: Sequence[Any]) -> Any:
         """The batch of the columns that remain."""
-        first = features[0]
-        if not isinstance(first, dict):
+        # What `__getitems__` of a dataset gives may be a whole batch: it is the collator's.
+        is_rows = isinstance(features, (list, tuple)) and len(features) > 0
+        if not is_rows or not isinstance(first := features[0], dict):
             return self.data_collator(features)
         if not self._checked:
             report_dropped(first, self.columns, self.labels, self.model_name, self.description)
