@@ -89,6 +89,7 @@ class BatchIterator:
         self._is_ahead = False
         self._begun = False
         self._told = False
+        self._ended = False
         self._first = (0, 0)
         self.set_position(position or {})
         self._iterator = self._run()
@@ -127,6 +128,10 @@ class BatchIterator:
 
     def _own_position(self) -> Position:
         """What differs from rank to rank."""
+        if self._has_ended():
+            # A stream may have gone back to its beginning by now, so it is not asked.
+            states = [generator.get_state() for generator in generators_of(self.dataloader)]
+            return {"ended": True, "generators": [randomness.tensor_to_text(state) for state in states]}
         own: Position = {}
         if self._start is not None:
             own["start"] = randomness.to_json(self._start)
@@ -148,6 +153,17 @@ class BatchIterator:
                     type(self._stateful).__name__,
                 )
         return own
+
+    def _has_ended(self) -> bool:
+        """Whether the batch handed out last is known to be the last of the pass."""
+        if self._ended:
+            return True
+        if self.kind != ITERABLE:
+            return self.batches is not None and self.index >= self.batches
+        # The length of an iterable dataset may be a guess; and each worker's last batch may be short.
+        loader = self.dataloader
+        short = bool(self.shares) and sum(self.shares) < self._group
+        return short and loader.batch_size is not None and not loader.num_workers
 
     def set_position(self, position: Position) -> None:
         """Goes on from a position; before the first batch is taken."""
@@ -179,6 +195,9 @@ class BatchIterator:
         self._untouched = now
 
     def _run(self) -> Generator[Any, None, None]:
+        if self._position is not None and self._position.get("ended"):
+            self._set_generators()
+            return
         items, current = self._open()
         self._begun = True
         try:
@@ -201,6 +220,7 @@ class BatchIterator:
                 self.weight = dealt[1]
                 self.shares = dealt[2]
                 yield batch
+            self._ended = True
         finally:
             close = getattr(items, "close", None)
             if close is not None:
@@ -222,7 +242,7 @@ class BatchIterator:
             self._before = randomness.capture(self._ahead)
             following = next(items, None)
             if following is None:
-                self._before = None
+                self._before, self._ended = None, True
             yield self._hand_out(current)
             current = following
 
@@ -232,16 +252,14 @@ class BatchIterator:
         set_epoch(loader, self.epoch)
         now = None if position is None else randomness.capture()
         plain = self.kind == MAP and needs_no_state(loader)
-        generators = generators_of(loader)
         if position is None:
             if not plain:
                 self._start = randomness.capture()
         elif "start" in position:
             self._start = randomness.from_json(position["start"])
             randomness.restore(self._start)
-            for generator, text in zip(generators, position.get("generators", []), strict=False):
-                generator.set_state(randomness.text_to_tensor(text))
-        self._generators = [] if plain else [generator.get_state() for generator in generators]
+            self._set_generators()
+        self._generators = [] if plain else [generator.get_state() for generator in generators_of(loader)]
         before_draw = torch.get_rng_state()
 
         items: Iterator[Item]
@@ -273,6 +291,13 @@ class BatchIterator:
             assert now is not None
             randomness.restore(now)
         return items, pending
+
+    def _set_generators(self) -> None:
+        """Gives generators of the user's own the states that they had."""
+        assert self._position is not None
+        texts = self._position.get("generators", [])
+        for generator, text in zip(generators_of(self.dataloader), texts, strict=False):
+            generator.set_state(randomness.text_to_tensor(text))
 
     def _open_stream(self, position: Position | None) -> Iterator[Item]:
         """Iterable datasets and loaders that iterate themselves."""

@@ -12,8 +12,9 @@
     ahead          a list of the kinds of random numbers that fetching draws, where it draws any
     pending        then the random state from before the fetch of the batch that comes next
     dataset        what the iterable dataset's (or the loader's) `state_dict` gave
+    ended          true after the last batch; nothing else is there then but `generators`, as they are now
 
-Of several ranks, `ranks` has the last five of each. Everything is what JSON holds; random states are base64
+Of several ranks, `ranks` has what `start` begins of each. Everything is what JSON holds; random states are base64
 text. An epoch that has not begun is `{}`.
 """
 

@@ -142,7 +142,12 @@ class Order:
         """A rank's batches after `done` of the rows (or units) have been seen, counted over all ranks."""
         if self.rows is not None:
             return dealt_rows(self.rows, done, self.batch_size, self.drop_last, world, rank)
-        units = islice(self.units, done, None)
+        if isinstance(self.units, list):
+            units = iter(self.units[done:])
+        else:
+            units = self.units
+            for _ in islice(units, done):  # now, since a sampler may draw as it goes
+                pass
         return dealt_batches(units, world, rank) if self.batched else dealt_units(units, world, rank)
 
 
