@@ -32,7 +32,7 @@ HUGGINGFACE = PluginInfo(
         "hub_always_push",
     ),
     requires=("huggingface_hub",),
-    extra="hub",
+    extra="huggingface",
     chosen_by=_wanted,
     probe=_check,
 )
