@@ -1,6 +1,11 @@
 """Checkpoints: whole or not there, exact, without pickle, keyed by parameter name."""
 
-from drivetrain.checkpoint.canonical import name_parameters, optimizer_state_in, optimizer_state_out
+from drivetrain.checkpoint.canonical import (
+    name_parameters,
+    optimizer_state_in,
+    optimizer_state_out,
+    set_gradients,
+)
 from drivetrain.checkpoint.contents import CheckpointContents
 from drivetrain.checkpoint.files import recover, replace_tree, sweep
 from drivetrain.checkpoint.manifest import validate
@@ -37,6 +42,7 @@ __all__ = [
     "replace_tree",
     "rotate",
     "save_checkpoint",
+    "set_gradients",
     "set_weights",
     "sweep",
     "unpack",

@@ -243,3 +243,29 @@ def _keep_dtypes(live: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
             live[key] = value
         elif isinstance(now, torch.Tensor) and now.dtype != value.dtype and key != "step":
             live[key] = value.to(now.device)
+
+
+def set_gradients(
+    named_parameters: Iterable[tuple[str, torch.Tensor]], gradients: Mapping[str, torch.Tensor]
+) -> None:
+    """Sets the gradients of an unfinished accumulation, and clears those of other parameters.
+
+    They are copied, to the device, dtype and strides of their parameters.
+
+    Raises:
+        CheckpointError: a gradient has no parameter, or another shape.
+    """
+    left = dict(gradients)
+    for name, parameter in _first_names(named_parameters):
+        gradient = left.pop(name, None)
+        if gradient is not None and gradient.shape != parameter.shape:
+            raise CheckpointError(
+                f"The checkpoint's gradient of {name!r} has shape {tuple(gradient.shape)} and the parameter "
+                f"{tuple(parameter.shape)}; build the model as it was when it was saved."
+            )
+        parameter.grad = None if gradient is None else torch.empty_like(parameter).detach().copy_(gradient)
+    if left:
+        raise CheckpointError(
+            f"The checkpoint has a gradient of {_listed(list(left))}, which the model lacks; build the model as it "
+            "was when it was saved."
+        )

@@ -179,17 +179,18 @@ def _check_state(state: TrainState, folder: str) -> None:
 
 def _random(source: _Folder, contents: CheckpointContents, rank: int, world_size: int) -> RandomState:
     stem = RANDOM.format(rank=rank)
-    if world_size == contents.world_size and source.has(stem + ".json"):
+    # Rank 0 draws the order of rows, which must not change with the number of processes.
+    if (rank == 0 or world_size == contents.world_size) and source.has(stem + ".json"):
         return RandomState.from_dict(source.packed(stem, ("state",))["state"])
     seed = contents.args.get("seed", 42)
     step = contents.step or 0
-    if rank == 0:
+    if rank <= 1:
         why = (
             f"{contents.world_size} process(es) saved it and {world_size} resume it"
             if world_size != contents.world_size
             else "it has no random state of some ranks"
         )
         logger.warning(
-            "%s: %s, so rank r draws from a seed made of (%s, %d, r).", source.folder, why, seed, step
+            "%s: %s, so rank r > 0 draws from a seed made of (%s, %d, r).", source.folder, why, seed, step
         )
     return RandomState.derived(int(seed), step, rank)

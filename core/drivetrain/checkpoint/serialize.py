@@ -185,7 +185,10 @@ class _Unpacker:
         body = tree[tag]
         if tag == "$tensor":
             tensor = self._get(body)
-            return tensor if len(tree) == 1 else tensor.view(_dtype(tree["dtype"])).reshape(tree["shape"])
+            if len(tree) == 1:
+                return tensor
+            # Copied: in a mapped file the bytes may begin anywhere, and complex numbers must be aligned.
+            return tensor.clone().view(_dtype(tree["dtype"])).reshape(tree["shape"])
         if tag == "$array":
             raw = self._get(body).numpy().tobytes()
             return np.frombuffer(raw, dtype=_numpy_dtype(tree["dtype"])).reshape(tree["shape"]).copy()
