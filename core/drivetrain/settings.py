@@ -44,12 +44,12 @@ class Settings:
 
     Attributes:
         path: the file that holds them, or None where there is none.
-        enabled: kind -> names of the plugins that are switched on, in the file's order.
+        enabled: names of the plugins that are switched on, in the file's order.
         options: options by plugin name.
     """
 
     path: Path | None = None
-    enabled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    enabled: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -84,34 +84,29 @@ def load(start: str | os.PathLike[str] | None = None) -> Settings:
     if path is None:
         return Settings()
     names, options, problems = _read(path)
-    enabled, more = by_kind(names, f"{path}, plugins.{ENABLE}")
-    if problems + more:
-        raise ConfigurationError(problems + more)
-    return Settings(path, enabled, options)
+    problems += not_enabled(names, f"{path}, plugins.{ENABLE}")
+    if problems:
+        raise ConfigurationError(problems)
+    return Settings(path, names, options)
 
 
-def by_kind(names: Iterable[str], where: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Sorts enabled names by the kinds of the installed plugins, and says what cannot be enabled.
+def not_enabled(names: Iterable[str], where: str) -> list[str]:
+    """What is wrong with names that are to be enabled: not installed, or chosen by an argument.
 
     Args:
-        names: as written, `"NAME"` or `"KIND:NAME"`.
+        names: as written.
         where: what holds them, for messages.
     """
     from drivetrain.discover import entries
 
-    enabled: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
-    for written in names:
-        kind, _, name = written.rpartition(":")
-        found = [entry for entry in entries() if entry.name == name and kind in ("", entry.kind)]
-        able = [entry.kind for entry in found if entry.kind not in CHOSEN_BY]
-        if able:
-            enabled[able[0]] = (*enabled.get(able[0], ()), name)
-        elif found:
-            problems.append(f"{where}: {refusal(found[0].kind, name)}")
-        else:
+    for name in names:
+        kinds = [entry.kind for entry in entries() if entry.name == name]
+        if not kinds:
             problems.append(f"{where}: {unknown_plugin(name, (entry.name for entry in entries()))}")
-    return enabled, problems
+        elif all(kind in CHOSEN_BY for kind in kinds):
+            problems.append(f"{where}: {refusal(kinds[0], name)}")
+    return problems
 
 
 def refusal(kind: str, name: str) -> str:

@@ -162,14 +162,14 @@ def test_enable_and_disable_keep_what_the_file_says(stranger: Path, drivetrain: 
     assert "# ours" in text
     assert "[plugins.greeter]  # its options\nevery = 3  # often\n" in text
     found = settings.load()
-    assert found.enabled == {"callback": ("greeter",)}
+    assert found.enabled == ("greeter",)
     assert found.options == {"greeter": {"every": 3}}
     assert lines_of(drivetrain("plugins", "list").stdout)["greeter"].endswith("ready, enabled")
 
     assert "Already enabled" in drivetrain("plugins", "enable", "greeter").stdout
     assert path.read_text() == text
     assert drivetrain("plugins", "disable", "greeter").exit_code == 0
-    assert settings.load().enabled == {}
+    assert settings.load().enabled == ()
     assert "every = 3  # often" in path.read_text()
     again = drivetrain("plugins", "disable", "greeter")
     assert again.exit_code == 2
@@ -188,7 +188,7 @@ def test_enable_writes_to_pyproject_where_it_has_the_table(stranger: Path, drive
     assert drivetrain("plugins", "enable", "greeter").exit_code == 0
     assert not (stranger / "drivetrain.toml").exists()
     assert 'name = "x"  # a name' in (stranger / "pyproject.toml").read_text()
-    assert settings.load(below).enabled == {"callback": ("greeter",)}
+    assert settings.load(below).enabled == ("greeter",)
 
 
 def test_two_places_for_settings_are_refused(stranger: Path) -> None:
@@ -227,8 +227,12 @@ def test_a_plugin_that_is_gone_can_be_disabled(stranger: Path, drivetrain: Comma
     (stranger / "drivetrain.toml").write_text('[plugins]\nenable = ["gone"]\n')
     with pytest.raises(ConfigurationError, match="Unknown plugin 'gone'"):
         settings.load()
+    listed = drivetrain("plugins", "list")
+    assert "greeter" in listed.stdout
+    assert listed.exit_code == 2
+    assert "Unknown plugin 'gone'" in listed.stderr
     assert drivetrain("plugins", "disable", "gone").exit_code == 0
-    assert settings.load().enabled == {}
+    assert settings.load().enabled == ()
 
 
 @pytest.mark.parametrize(

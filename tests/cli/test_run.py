@@ -170,6 +170,19 @@ def test_plugins_of_the_project_settings(project: Path, drivetrain: Command) -> 
     assert (project / "out" / "gradient_norms.jsonl").is_file()
 
 
+def test_options_of_a_plugin_that_is_switched_off_do_not_bring_it_back(
+    project: Path, drivetrain: Command
+) -> None:
+    (project / "drivetrain.toml").write_text("[plugins.gradient_norms]\nevery = 3\n")
+    result = drivetrain("train", "run.toml", "--max-steps", "2")
+    assert result.exit_code == 0, result.stderr
+    assert not (project / "out" / "gradient_norms.jsonl").exists()
+    drivetrain("plugins", "enable", "gradient_norms")
+    assert drivetrain("train", "run.toml", "--max-steps", "5", "--overwrite-output-dir").exit_code == 0
+    rows = (project / "out" / "gradient_norms.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 3]
+
+
 def test_what_has_no_effect_is_said(project: Path, drivetrain: Command) -> None:
     result = drivetrain("train", "run.toml", "--warmup-steps", "3", "--lr-scheduler-type", "constant")
     assert result.exit_code == 0, result.stderr

@@ -111,7 +111,7 @@ def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
             raise ConfigurationError(
                 config.problem(("training", "plugins"), "write the options of plugins under [plugins.NAME].")
             )
-        _, problems = settings.by_kind(config.enabled, config.where("plugins", settings.ENABLE))
+        problems = settings.not_enabled(config.enabled, config.where("plugins", settings.ENABLE))
         problems += wrong_options(config)
         if problems:
             raise ConfigurationError(problems)

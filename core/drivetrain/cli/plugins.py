@@ -22,12 +22,12 @@ READY = "ready"
 
 def show_list(probe: bool) -> None:
     """Prints every installed plugin, its kind, origin and state."""
-    enabled = settings.load().enabled
+    enabled = settings.enabled_names()
     rows = []
     kind = ""
     for entry in entries():
         state = probed(entry) if probe else lacking_line(entry) or READY
-        if entry.name in enabled.get(entry.kind, ()):
+        if entry.name in enabled and entry.kind not in settings.CHOSEN_BY:
             state += ", enabled"
         rows.append((entry.kind if entry.kind != kind else "", entry.name, _origin(entry), state))
         kind = entry.kind
@@ -40,6 +40,7 @@ def show_list(probe: bool) -> None:
     if not is_terminal():  # one whole record a line, for grep
         rows = [(entry.kind, *row[1:]) for entry, row in zip(entries(), rows, strict=True)]
     table(("kind", "name", "from", "state"), rows, styles=("bold", "cyan", "dim"), fixed=(0, 1))
+    settings.load()  # names that are enabled and cannot be are an error, told when all is listed
 
 
 def lacking_line(entry: Entry) -> str | None:
@@ -278,7 +279,7 @@ def enable(name: str) -> None:
     lacking = missing(info)
     if lacking:
         raise ConfigurationError(f"The {entry.kind} '{entry.name}' cannot be enabled yet: {probed(entry)}")
-    path, changed = settings.enable(_written(entry))
+    path, changed = settings.enable(entry.name)
     say(f"{'Enabled' if changed else 'Already enabled'}: {entry.kind} '{entry.name}', in {_short(path)}.")
 
 
@@ -289,8 +290,7 @@ def disable(name: str) -> None:
         ConfigurationError: it is not switched on.
     """
     written = settings.enabled_names()
-    matching = [found for found in written if name in (found, found.rpartition(":")[2])]
-    if not matching:
+    if name not in written:
         from drivetrain.errors import did_you_mean
 
         path = settings.find()
@@ -298,13 +298,8 @@ def disable(name: str) -> None:
             f"Plugin '{name}' is not enabled{f' in {_short(path)}' if path else ''}.{did_you_mean(name, written)}"
             f" Enabled: {', '.join(written) or 'none'}."
         )
-    path, _ = settings.disable(matching[0])
+    path, _ = settings.disable(name)
     say(f"Disabled: '{name}', in {_short(path)}.")
-
-
-def _written(entry: Entry) -> str:
-    alike = [found for found in entries() if found.name == entry.name]
-    return entry.name if len(alike) == 1 else f"{entry.kind}:{entry.name}"
 
 
 def _short(path: Path | None) -> str:
