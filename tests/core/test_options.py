@@ -92,7 +92,7 @@ def test_ranges_are_the_dataclasss_own():
 
 def test_given_twice():
     assert fill_options(Options(rate=0.5), {"rate": 0.5}, "Thing").rate == 0.5
-    with pytest.raises(ConfigurationError, match="'rate' is given twice, as 0.5 and as 0.7; keep one"):
+    with pytest.raises(ConfigurationError, match=r"'rate' is given twice, as 0\.5 and as 0\.7; keep one"):
         fill_options(Options(rate=0.5), {"rate": 0.7}, "Thing")
 
 

@@ -89,6 +89,17 @@ def test_what_cannot_be_fused_is_not(make_run):
         plugin("adamw_torch_fused").make_optimizer(make_run(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_floating_dtype_can_be_fused(make_run, dtype):
+    model = nn.Linear(3, 2).to(dtype)
+    optimizer = plugin("adamw_torch").make_optimizer(make_run(model, learning_rate=0.1)).build(model)
+    assert optimizer.param_groups[0]["fused"] is True
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 3, dtype=dtype)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.weight, before - 0.1, rtol=1e-2, atol=1e-2)
+
+
 def test_class_and_kwargs_by_the_arguments_alone(make_run):
     run = make_run(learning_rate=0.1, adam_beta2=0.95)
     cls, kwargs = plugin("adamw_torch").class_and_kwargs(run.args)
@@ -250,7 +261,7 @@ def test_muon_leaves_tied_and_named_parameters_to_adamw(make_run):
 
 def test_optim_args_set_typed_options(make_run):
     run = make_run(optim="sgd", optim_args="momentum = 0.9, nesterov=true", learning_rate=0.1)
-    cls, kwargs = plugin("sgd").class_and_kwargs(run.args)
+    kwargs = plugin("sgd").class_and_kwargs(run.args)[1]
     assert kwargs == {"lr": 0.1, "momentum": 0.9, "nesterov": True}
     run = make_run(optim="adafactor", optim_args="eps=1e-20;1e-2,beta1=0.9")
     kwargs = plugin("adafactor").class_and_kwargs(run.args)[1]
@@ -284,7 +295,7 @@ def test_wrong_optim_args_are_one_sentence_before_the_run(make_run, name, text, 
 
 def test_an_option_given_twice_is_refused(make_run):
     run = make_run(optim="sgd", optim_args="momentum=0.5")
-    with pytest.raises(ConfigurationError, match="'momentum' is given twice, as 0.9 and as 0.5; keep one"):
+    with pytest.raises(ConfigurationError, match=r"'momentum' is given twice, as 0\.9 and as 0\.5; keep one"):
         plugin("sgd", momentum=0.9).make_optimizer(run)
 
 

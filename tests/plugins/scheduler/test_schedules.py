@@ -18,7 +18,19 @@ from drivetrain_plugins import scheduler as kind
 from drivetrain_plugins.scheduler.multiplier import MultiplierLR
 
 FACTS = json.loads((Path(__file__).parent / "facts_4_34_0.json").read_text())
-MULTIPLIERS = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "piecewise", "exponential", "cosine_with_min_lr", "warmup_stable_decay"]
+MULTIPLIERS = [
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "piecewise",
+    "exponential",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
+]
 NEEDED = {"cosine_with_min_lr": {"min_lr_rate": 0.1}}
 
 
@@ -113,7 +125,7 @@ def test_cosine_with_min_lr(make_run):
             for r in rates(build(make_run, "cosine_with_min_lr", 0, 8, optimizer, **kwargs), optimizer, 9)
         ]
         assert found == pytest.approx([0.3 + 1.7 * (1 + math.cos(math.pi * u / 8)) / 2 for u in range(9)])
-    with pytest.raises(ConfigurationError, match="min_lr=3.0 is above the learning rate 2.0; lower it"):
+    with pytest.raises(ConfigurationError, match=r"min_lr=3\.0 is above the learning rate 2\.0; lower it"):
         build(make_run, "cosine_with_min_lr", 0, 8, sgd(lr=2.0), min_lr=3)
     with pytest.raises(ConfigurationError, match="needs a least value: lr_scheduler_kwargs="):
         build(make_run, "cosine_with_min_lr", 0, 8, sgd(lr=2.0))
@@ -298,7 +310,9 @@ def test_wrong_options_are_one_sentence_before_the_run(make_run, name, kwargs, s
 
 
 def test_polynomial_needs_an_end_below_the_rate(make_run):
-    with pytest.raises(ConfigurationError, match="lr_end=1.0 must be below the learning rate 0.5; lower it"):
+    with pytest.raises(
+        ConfigurationError, match=r"lr_end=1\.0 must be below the learning rate 0\.5; lower it"
+    ):
         build(make_run, "polynomial", 0, 8, sgd(lr=0.5), lr_end=1.0)
 
 
