@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 

@@ -13,9 +13,6 @@ class PrinterCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Prints the row. As documented callbacks do, it takes `total_flos` out of it."""
-        if logs is None:
-            return
-        logs.pop("total_flos", None)
-        if state.is_local_process_zero:
-            print(logs, flush=True)
+        """Prints the row, without `total_flos`, as documented."""
+        if logs is not None and state.is_local_process_zero:
+            print({name: value for name, value in logs.items() if name != "total_flos"}, flush=True)

@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.callbacks import TrainerCallback
-
 from drivetrain_plugins.callback.rows import cells
 
 if TYPE_CHECKING:
@@ -118,11 +117,9 @@ class ProgressCallback(TrainerCallback):
         run: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Shows the row, above the bar if there is one. As documented, takes `total_flos` out of it."""
-        if logs is None:
-            return
-        logs.pop("total_flos", None)
-        self._show(logs, state, run)
+        """Shows the row, above the bar if there is one."""
+        if logs is not None:
+            self._show(logs, state, run)
 
     def _show(self, logs: dict[str, Any], state: Any, run: Any) -> None:
         if not state.is_local_process_zero:

@@ -74,7 +74,7 @@ def cells(
             shown.append(Cell(key, number(value)))
     if prefix is not None:
         seconds = float(logs[f"{prefix}_runtime"])
-        shown.append(Cell("", f"in {duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'}"))
+        shown.append(Cell("", f"in {duration(seconds) if seconds >= 10 else f'{seconds:.2f} s'}"))
         if f"{prefix}_samples_per_second" in logs:
             shown.append(Cell("", f"{speed(logs[f'{prefix}_samples_per_second'])} rows/s"))
     elif figures:

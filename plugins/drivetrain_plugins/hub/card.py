@@ -6,9 +6,10 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
+
 import drivetrain
 from drivetrain.run import Run
-from huggingface_hub import ModelCard, ModelCardData
 
 # The arguments that say how the model came about, in this order.
 _TOLD = (
@@ -101,7 +102,7 @@ def model_card(
     source = f", on {sets}" if sets else ""
     body += [f"A {type(run.model).__name__}, {origin}{source}{f' ({how})' if how else ''}.", ""]
     body += [
-        "This card is a draft that the trainer wrote: say what the model is for, and where it fails.",
+        "This card is a draft that the trainer wrote: say what it is for, and where it fails.",
         "",
     ]
     body += _evaluations(run.state.log_history)

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from drivetrain.errors import ConfigurationError
-from drivetrain.plugin import hookimpl
-from drivetrain.run import Run
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from drivetrain.errors import ConfigurationError
+from drivetrain.plugin import hookimpl
+from drivetrain.run import Run
 from drivetrain_plugins.hub.card import model_card
 
 # Checkpoints, and what begins with a dot or an underscore, stay here: they are no part of the model.

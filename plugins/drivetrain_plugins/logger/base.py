@@ -82,9 +82,6 @@ class Logger:
     @hookimpl
     def on_log(self, run: Run, logs: dict[str, Any]) -> None:
         """Writes the row."""
-        if "train_runtime" in logs and "total_flos" not in logs:
-            # The bar, which comes before, takes it out of the row as the documented one does.
-            logs = {**logs, "total_flos": run.state.total_flos}
         self._guarded(run, self.write, grouped(logs))
 
     @hookimpl

@@ -6,9 +6,9 @@ import logging
 import os
 from typing import Any
 
-from drivetrain.run import Run
 from torch.utils.tensorboard import SummaryWriter
 
+from drivetrain.run import Run
 from drivetrain_plugins.logger.base import Logger, model_config
 
 logger = logging.getLogger("drivetrain")

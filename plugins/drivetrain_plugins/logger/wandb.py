@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 import wandb
+
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
-
 from drivetrain_plugins.logger.base import Logger, model_config
 
 logger = logging.getLogger("drivetrain")
@@ -54,7 +54,7 @@ class WandbLogger(Logger):
 
     def open(self, run: Run) -> None:
         """Opens a run, or joins the open one, and writes configuration and axes."""
-        # A run of ours stays open after training, for evaluations. A new training has a run of its own, unless
+        # A run of ours stays open after training, for evaluations. A new training has its own, unless
         # it is a resume, whose checkpoint has named this one.
         ours = self._run is not None and wandb.run is self._run
         if ours and run.is_training and self._id != self._run.id:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
+
 from drivetrain.callbacks import TrainerCallback
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl

@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MethodType
 from typing import Any
+
+from torch import is_grad_enabled, nn
+from torch.utils.checkpoint import checkpoint
 
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
-from torch import is_grad_enabled, nn
-from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger("drivetrain")
 
@@ -37,35 +39,29 @@ class GradientCheckpointingOptions:
             raise ValueError("blocks must be a list of patterns, not one string.")
 
 
-class Checkpointed:
-    """The forward of a block that keeps its inputs alone while gradients are computed.
+def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a block that keeps its inputs alone where a gradient is to come."""
+    if self.training and is_grad_enabled():
+        return checkpoint(type(self).forward, self, *args, use_reentrant=False, **kwargs)
+    return type(self).forward(self, *args, **kwargs)
 
-    An object and not a closure: a deep copy of the model copies it along, so that the copy's block runs the
-    copy's weights.
+
+def wrap(block: nn.Module) -> Callable[[], object]:
+    """Checkpoints a block, and returns what undoes it.
+
+    The forward is set on the instance as a bound method, and not as a closure: a deep copy of the model binds
+    it to the copy's block, and torch.compile traces through it.
+
+    Raises:
+        ConfigurationError: something else has replaced this block's forward already.
     """
-
-    def __init__(self, block: nn.Module) -> None:
-        self.block = block
-        self.replaced: Callable[..., Any] | None = vars(block).get("forward")
-
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward as it was."""
-        if self.replaced is not None:
-            return self.replaced(*args, **kwargs)
-        return type(self.block).forward(self.block, *args, **kwargs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward, which keeps its activations only where no gradient is to come."""
-        if self.block.training and is_grad_enabled():
-            return checkpoint(self.plain, *args, use_reentrant=False, **kwargs)
-        return self.plain(*args, **kwargs)
-
-    def remove(self) -> None:
-        """Gives the block its forward back."""
-        if self.replaced is not None:
-            self.block.forward = self.replaced
-        else:
-            vars(self.block).pop("forward", None)
+    if "forward" in vars(block):
+        raise ConfigurationError(
+            f"gradient_checkpointing=True cannot wrap {type(block).__name__}, whose forward was replaced on the "
+            "instance: name other blocks, or leave gradient_checkpointing out."
+        )
+    block.forward = MethodType(_forward, block)
+    return lambda: vars(block).pop("forward", None)
 
 
 def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -111,29 +107,32 @@ class GradientCheckpointing:
         blocks = self._by_name(model) if self.options.blocks else repeated_blocks(model)
         if not blocks:
             raise ConfigurationError(
-                f"gradient_checkpointing=True finds neither a switch nor repeated blocks in {type(model).__name__}: "
+                f"gradient_checkpointing=True finds no switch or repeated blocks in {type(model).__name__}: "
                 "name its blocks in plugins={'gradient_checkpointing': {'blocks': [...]}}."
             )
         for block in blocks.values():
-            checkpointed = Checkpointed(block)
-            block.forward = checkpointed
-            self._undo.append(checkpointed.remove)
+            self._undo.append(wrap(block))
         logger.info("Gradient checkpointing over %d blocks: %s", len(blocks), ", ".join(blocks))
 
     def _by_switch(self, model: nn.Module) -> bool:
         """Whether the model could turn it on itself."""
-        enable = getattr(model, "gradient_checkpointing_enable", None)
-        if not callable(enable):
+        # The first is what transformers calls it from 5.x on, and warns of the second.
+        word = next(
+            (w for w in ("activation", "gradient") if hasattr(model, f"{w}_checkpointing_enable")), None
+        )
+        if word is None:
             return False
+        enable = getattr(model, f"{word}_checkpointing_enable")
+        options = f"{word}_checkpointing_kwargs"
         try:
-            if "gradient_checkpointing_kwargs" in inspect.signature(enable).parameters:
-                enable(gradient_checkpointing_kwargs={"use_reentrant": self.options.use_reentrant})
+            if options in inspect.signature(enable).parameters:
+                enable(**{options: {"use_reentrant": self.options.use_reentrant}})
             else:
                 enable()
         except ValueError as error:  # transformers' models that have the switch and do not support it
             logger.info("%s has no gradient checkpointing of its own (%s).", type(model).__name__, error)
             return False
-        disable = getattr(model, "gradient_checkpointing_disable", None)
+        disable = getattr(model, f"{word}_checkpointing_disable", None)
         if callable(disable):
             self._undo.append(disable)
         config = getattr(model, "config", None)
@@ -154,9 +153,10 @@ class GradientCheckpointing:
                 if name and name.count(".") == pattern.count(".") and fnmatchcase(name, pattern)
             }
             if not matching:
+                there = ", ".join(repeated_blocks(model)) or "none"
                 raise ConfigurationError(
-                    f"No module of {type(model).__name__} is named {pattern!r}, as gradient_checkpointing's blocks "
-                    f"ask. Its repeated blocks: {', '.join(repeated_blocks(model)) or 'none'}."
+                    f"No module of {type(model).__name__} is named {pattern!r}, as the blocks of "
+                    f"gradient_checkpointing ask. Its repeated blocks: {there}."
                 )
             found.update(matching)
         return found

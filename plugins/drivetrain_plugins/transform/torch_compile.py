@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from drivetrain.plugin import hookimpl
-from drivetrain.run import Run
 from torch import nn
 
+from drivetrain.plugin import hookimpl
+from drivetrain.run import Run
 from drivetrain_plugins.transform.backends import chosen
 
 
