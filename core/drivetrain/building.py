@@ -58,6 +58,8 @@ class Building:
         """What to build from: a subclass's methods where they are overridden, else the slots."""
         own = type(self)
         base = Building
+        if self._made_scheduler:  # at an earlier train(); a scheduler that the user handed in goes on
+            self.lr_scheduler, self._made_scheduler = None, False
         both = own.create_optimizer_and_scheduler is not base.create_optimizer_and_scheduler
         if both:
             self.create_optimizer_and_scheduler(num_training_steps=max_steps)

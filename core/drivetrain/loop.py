@@ -64,7 +64,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
     args, state, strategy, events = run.args, run.state, run.strategy, run.plan.events
     training_step = trainer.training_step
     accumulation = run.accumulation
-    max_norm = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None
+    count_flos = trainer.floating_point_ops if trainer.counts_flos() else None
     # Data shorter than one update: the update is done at the epoch's end with what there is.
     short_epochs = length.batches <= accumulation
 
@@ -108,11 +108,14 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             with strategy.micro_batch(last):
                 loss = training_step(run.model_wrapped, inputs)
             losses.add(loss if batches.weight == 1.0 else loss * batches.weight, state.global_step)
+            if count_flos is not None:
+                trainer.current_flos += float(count_flos(inputs))
 
             if last:
                 for call in events.on_gradients_ready:
                     call(run)
-                run.update = strategy.update(max_norm)
+                max_norm = args.max_grad_norm  # looked up each time: a callback may change it
+                run.update = strategy.update(max_norm if max_norm and max_norm > 0 else None)
                 state.global_step += 1
                 state.epoch = epoch + position.batch / length.batches
                 for call in events.on_step_end:

@@ -46,13 +46,15 @@ class LossWindow:
     def read(self, strategy: Any) -> float:
         """The sum, averaged over ranks; the window begins anew. A collective."""
         value = float(strategy.collect(self.sum.reshape(1)).mean().item())
-        self.sum.zero_()
+        # Not set to 0: a window with a NaN shows in all rows after it, as in 4.34.0.
+        self.sum -= self.sum
         self.total += value
         return value
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint: the sum of this rank, the total, and the update last logged."""
-        return {"sum": self.sum.clone(), "total": self.total, "last_logged": self.last_logged}
+    def state(self, strategy: Any) -> dict[str, Any]:
+        """For a checkpoint: the sum (the mean over ranks), the total, and the update last logged. A collective."""
+        mean = strategy.collect(self.sum.reshape(1)).mean()
+        return {"sum": mean.cpu(), "total": self.total, "last_logged": self.last_logged}
 
     def restore(self, state: dict[str, Any]) -> None:
         """What `state` gave."""

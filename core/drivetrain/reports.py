@@ -112,6 +112,11 @@ class Reports:
         counter = getattr(self.model, "floating_point_ops", None)
         return float(counter(inputs)) if counter is not None else 0.0
 
+    def counts_flos(self) -> bool:
+        """Whether there is anything to count: the model tells, or a subclass does."""
+        overridden = type(self).floating_point_ops is not Reports.floating_point_ops
+        return overridden or hasattr(self.model, "floating_point_ops")
+
     def store_flos(self) -> None:
         """Adds the operations counted since the last call to `state.total_flos`."""
         self.state.total_flos += self.current_flos

@@ -63,10 +63,9 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> str:
             "micro_batches": position.micro_batches,
             "epoch_ended": position.epoch_ended,
             "data": trainer.batches.position() if trainer.batches is not None else None,
-            "stop": run.control.should_training_stop and run.state.global_step < run.state.max_steps,
             "epoch_stop": run.control.should_epoch_stop,
         },
-        loss=trainer.losses.state(),
+        loss=trainer.losses.state(run.strategy),
         plugin_states=plugin_states(run),
         callback_states=callback_states(trainer),
     )
@@ -108,9 +107,9 @@ def rotate_checkpoints(trainer: Trainer) -> None:
 
 
 def rotate_at_end(trainer: Trainer) -> None:
-    """Under `save_total_limit=1` and `load_best_model_at_end` the best alone is left, as documented."""
+    """Under `save_total_limit=1` the best alone is left, where a best one is kept track of."""
     args, best = trainer.args, trainer.state.best_model_checkpoint
-    if args.should_save and best is not None and args.load_best_model_at_end and args.save_total_limit == 1:
+    if args.should_save and best is not None and args.save_total_limit == 1:
         rotate(run_folder(trainer), 1, best=best, latest=best)
 
 
@@ -202,7 +201,7 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
     where = contents.position or {}
-    trainer.stops = (bool(where.get("stop")), bool(where.get("epoch_stop")))
+    trainer.epoch_was_stopped = bool(where.get("epoch_stop"))
     logger.info(
         "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
     )

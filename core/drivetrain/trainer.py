@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,11 +102,14 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         if args is None:
             args = TrainingArguments(output_dir="tmp_trainer")
         self.args = args
+        logger.setLevel(args.get_process_log_level())
         if args.full_determinism:
             full_determinism(args.seed)
         else:
             set_seed(args.seed)
         self.is_in_train = False
+        if isinstance(plugins, (str, Mapping)):
+            raise ConfigurationError("Trainer(plugins=...) takes plugin objects; options by name go to TrainingArguments.")
         self.plugins = list(plugins)
         self.trace_hooks = trace_hooks
         self.made_plugins: dict[str, Any] = {}
@@ -142,7 +146,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         self._train_batch_size = args.train_batch_size
         self.position = Position()
         self.batches: Any = None
-        self.stops = (False, False)
+        self.epoch_was_stopped = False
         self.last_saved: str | None = None
         self.clock = time.perf_counter()
         self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
@@ -219,9 +223,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model from `model_init`, which may take the trial."""
         assert self.model_init is not None
-        code = getattr(self.model_init, "__code__", None)
-        takes_trial = code is not None and code.co_argcount - _bound(self.model_init) > 0
-        model = self.model_init(trial) if takes_trial else self.model_init()
+        model = self.model_init(trial) if _takes_trial(self.model_init) else self.model_init()
         if model is None:
             raise ConfigurationError("model_init returned None; it must return the model.")
         return model
@@ -358,16 +360,12 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         saving.rotate_at_end(self)
         for call in run.plan.events.on_train_end:
             call(run)
-        if self._made_scheduler:
-            # The next train() makes a new one; a scheduler that the user handed in goes on.
-            self._last_scheduler, self._made_scheduler = self.lr_scheduler, False
         return TrainOutput(self.state.global_step, train_loss, metrics)
 
     def restore_control(self) -> None:
-        """What had been asked for when the checkpoint was written."""
-        control = self.control
-        control.should_training_stop |= self.stops[0] or self.state.global_step >= self.state.max_steps
-        control.should_epoch_stop |= self.stops[1]
+        """What the checkpoint says of the epoch. A run that was told to stop goes on: that is what a resume is for."""
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        self.control.should_epoch_stop |= self.epoch_was_stopped
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Forward and backward of one micro-batch.
@@ -510,3 +508,20 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         self.state.log_history.append({**logs, "step": self.state.global_step})
         for call in self.run.plan.events.on_log if self.run.plan.events else ():
             call(self.run, logs)
+
+
+def _takes_trial(model_init: Callable[..., Any]) -> bool:
+    """Whether `model_init` takes the trial of a search.
+
+    Raises:
+        ConfigurationError: it takes more than that.
+    """
+    try:
+        parameters = inspect.signature(model_init).parameters.values()
+    except ValueError:  # a class or function of C tells no signature
+        return False
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > 1:
+        raise ConfigurationError(f"model_init takes a trial or nothing, but it needs {len(needed)} arguments.")
+    named_trial = any(p.name == "trial" for p in parameters)
+    return bool(needed) or named_trial
