@@ -1,7 +1,8 @@
 """One function an engine: train the workload's model until the clock has seen all its steps.
 
-All of them do the same work: AdamW, clipping by the global norm, a linear learning rate stepped at every update, the loss summed
-and logged every `LOG_EVERY` steps, each in the engine's own idiom. An engine that is not installed raises ImportError.
+All of them do the same work, each in the engine's own idiom: AdamW, clipping by the global norm, a linear learning
+rate stepped at every update, the loss summed and logged every `LOG_EVERY` steps. An engine that is not installed
+raises ImportError.
 """
 
 from __future__ import annotations
@@ -145,9 +146,9 @@ def fabric(workload: Workload, clock: Clock) -> None:
     engine = L.Fabric(accelerator="cpu", devices=1)
     bare, optimizer, scheduler = parts(clock)
     model, optimizer = engine.setup(bare, optimizer)
-    loader, summed, step = engine.setup_dataloaders(workload.loader()), torch.tensor(0.0), 0
+    loader, summed = engine.setup_dataloaders(workload.loader()), torch.tensor(0.0)
     model.train()
-    for batch in endless(loader):
+    for step, batch in enumerate(endless(loader), 1):
         loss = model(**batch)["loss"]
         engine.backward(loss)
         engine.clip_gradients(model, optimizer, max_norm=MAX_NORM)
@@ -155,7 +156,6 @@ def fabric(workload: Workload, clock: Clock) -> None:
         scheduler.step()
         optimizer.zero_grad()
         summed += loss.detach()
-        step += 1
         if step % LOG_EVERY == 0:
             engine.log_dict({"loss": summed.item() / LOG_EVERY, "lr": scheduler.get_last_lr()[0]}, step)
             summed.zero_()
@@ -206,9 +206,9 @@ def accelerate(workload: Workload, clock: Clock) -> None:
     scheduler = accelerator.prepare(
         torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: max(0.0, 1 - step / clock.total))
     )
-    summed, step = torch.tensor(0.0), 0
+    summed = torch.tensor(0.0)
     model.train()
-    for batch in endless(loader):
+    for step, batch in enumerate(endless(loader), 1):
         with accelerator.accumulate(model):
             loss = model(**batch)["loss"]
             accelerator.backward(loss)
@@ -218,7 +218,6 @@ def accelerate(workload: Workload, clock: Clock) -> None:
             scheduler.step()
             optimizer.zero_grad()
         summed += loss.detach()
-        step += 1
         if step % LOG_EVERY == 0:
             accelerator.log({"loss": summed.item() / LOG_EVERY, "lr": scheduler.get_last_lr()[0]}, step=step)
             summed.zero_()

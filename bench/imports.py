@@ -66,10 +66,10 @@ def main(arguments: list[str]) -> int:
             base.append(seconds(comparison.base))
         ratio = statistics.median(ours) / statistics.median(base)
         missed |= ratio > comparison.target
-        print(
-            f"{comparison.name}: {statistics.median(ours):.3f} s; {comparison.base}: {statistics.median(base):.3f} s; ratio {ratio:.2f},"
-            f" target at most {comparison.target:.2f}: {'met' if ratio <= comparison.target else 'MISSED'}"
-        )
+        word = "met" if ratio <= comparison.target else "MISSED"
+        print(f"{comparison.name}: {statistics.median(ours):.3f} s")
+        print(f"    {comparison.base}: {statistics.median(base):.3f} s")
+        print(f"    ratio {ratio:.2f}, target at most {comparison.target:.2f}: {word}")
         out[comparison.name] = {"seconds": ours, "base": base, "ratio": ratio, "target": comparison.target}
     if options.json:
         with open(options.json, "w") as file:

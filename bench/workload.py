@@ -1,7 +1,8 @@
-"""What every engine trains in `overhead.py`: a model too small to hide the trainer, and three kinds of data.
+"""What every engine trains in `overhead.py`: a model too small to hide the trainer, and four kinds of data.
 
-The model carries the clock. An engine is timed from its call number `WARM_UP` to its last one, so that set-up is left out and
-everything between two forward passes (data, backward, clipping, optimizer, scheduler, logging, the engine itself) is in.
+The model carries the clock. An engine is timed between calls of the model, after a warm-up: set-up is left out,
+and everything between two forward passes (data, backward, clipping, optimizer, scheduler, logging, the engine
+itself) is in.
 """
 
 from __future__ import annotations
@@ -16,35 +17,36 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 FEATURES, HIDDEN, CLASSES = 64, 128, 10
-BATCH, BATCHES_AN_EPOCH = 32, 500
+BATCH, BATCHES_AN_EPOCH = 32, 250
 WARM_UP = 100
+WINDOW = BATCHES_AN_EPOCH  # so that each has the cost of one epoch's end and of as many rows of the log
 LEARNING_RATE, WEIGHT_DECAY, MAX_NORM, LOG_EVERY = 1e-3, 0.01, 1.0, 50
 
 
 class Clock:
-    """Wall and processor time between two numbered calls; at the last of them it is `done`."""
+    """Wall and processor time of every `WINDOW` calls; after the last of them it is `done`.
 
-    def __init__(self, steps: int) -> None:
-        self.first, self.last, self.calls = WARM_UP, WARM_UP + steps, 0
-        self.steps, self.wall, self.cpu = steps, 0.0, 0.0
+    Attributes:
+        total: how many updates a run needs so that the last window is closed.
+        windows: (wall, processor) microseconds a step of each window.
+    """
+
+    def __init__(self, windows: int) -> None:
+        self.total = WARM_UP + windows * WINDOW + 1
+        self.calls = 0
+        self.stamps: list[tuple[float, float]] = []
 
     def tick(self) -> None:
-        if self.calls == self.first:
-            self.wall, self.cpu = time.perf_counter(), time.process_time()
-        elif self.calls == self.last:
-            self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        if self.calls >= WARM_UP and (self.calls - WARM_UP) % WINDOW == 0:
+            self.stamps.append((time.perf_counter(), time.process_time()))
         self.calls += 1
 
     @property
-    def total(self) -> int:
-        """How many updates a run needs so that the last tick is reached."""
-        return self.last + 1
-
-    def microseconds(self) -> tuple[float, float]:
-        """Wall and processor time of a step, in microseconds. Raises RuntimeError where the engine stopped too soon."""
+    def windows(self) -> list[tuple[float, float]]:
         if self.calls != self.total:
             raise RuntimeError(f"the engine made {self.calls} steps of {self.total}")
-        return self.wall / self.steps * 1e6, self.cpu / self.steps * 1e6
+        pairs = zip(self.stamps, self.stamps[1:], strict=False)
+        return [((b[0] - a[0]) / WINDOW * 1e6, (b[1] - a[1]) / WINDOW * 1e6) for a, b in pairs]
 
 
 class Classifier(nn.Module):
@@ -103,7 +105,7 @@ def as_it_is(batch: Any) -> Any:
 
 @dataclass(frozen=True)
 class Workload:
-    """A data set with its collator; None is the engine's own default (torch's for the engines that have none)."""
+    """A data set with its collator; None is the engine's own default, or torch's where it has none."""
 
     name: str
     dataset: Any
@@ -114,7 +116,8 @@ class Workload:
 
 
 def workloads() -> dict[str, Workload]:
-    """The kinds of data, by name. They hold the same numbers: a random teacher's labels, so that there is something to learn."""
+    """The kinds of data, by name. They hold the same numbers; a random teacher gave the labels, so that there is
+    something to learn."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH * BATCHES_AN_EPOCH, FEATURES, generator=generator)
     labels = (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from pydoc_data.topics import topics
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -97,7 +97,10 @@ def data(context: int, held_out: float) -> dict[str, Any]:
     """The topics one after another; the last share of the text is for evaluation."""
     text = torch.tensor(list("\n\n".join(topics.values()).encode()))
     cut = int(len(text) * (1 - held_out))
-    return {"train": Windows(text[:cut], context, stride=7), "eval": Windows(text[cut:], context, stride=context)}
+    return {
+        "train": Windows(text[:cut], context, stride=7),
+        "eval": Windows(text[cut:], context, stride=context),
+    }
 
 
 def sample(trainer: Any) -> None:

@@ -1,22 +1,31 @@
 """Which of Python's documentation topics does a passage come from? A small BERT, from a configuration, answers.
 
-Nothing is downloaded: the text is that of the module pydoc_data, the tokenizer is trained on it here, and the model starts from
-random weights. It is a script for the Hugging Face Trainer but for one line, the import of Trainer and TrainingArguments.
+Nothing is downloaded: the text is that of the module pydoc_data, the tokenizer is trained on it here, and the
+model starts from random weights. It is a script for the Hugging Face Trainer but for one line, the import of
+Trainer and TrainingArguments.
 
     python examples/transformers_classifier.py [--num_train_epochs 4 ... any argument]
 """
 
 import sys
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, PreTrainedTokenizerFast
 
 from drivetrain import Trainer, TrainingArguments  # from transformers import Trainer, TrainingArguments
 
-LABELS = ["compound", "debugger", "formatstrings", "specialnames", "string-methods", "typesmapping", "typesseq"]
+LABELS = [
+    "compound",
+    "debugger",
+    "formatstrings",
+    "specialnames",
+    "string-methods",
+    "typesmapping",
+    "typesseq",
+]
 WORDS, STRIDE, BLOCK = 40, 8, 200
 DEFAULTS = """
     --output_dir runs/transformers_classifier --num_train_epochs 4 --per_device_train_batch_size 16
@@ -27,8 +36,8 @@ DEFAULTS = """
 
 
 def passages():
-    """(training, held out): lists of (text, label). Every fifth block of 200 words is held out whole, so that no passage of
-    one side overlaps one of the other."""
+    """(training, held out): lists of (text, label). Every fifth block of 200 words is held out whole, so that no
+    passage of one side overlaps one of the other."""
     train, held_out = [], []
     for label, topic in enumerate(LABELS):
         words = topics[topic].split()
@@ -45,7 +54,9 @@ def train_tokenizer(texts, vocabulary=4000):
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special))
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -63,7 +74,10 @@ class Passages(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        return {**{name: column[index] for name, column in self.encoded.items()}, "labels": self.labels[index]}
+        return {
+            **{name: column[index] for name, column in self.encoded.items()},
+            "labels": self.labels[index],
+        }
 
 
 def compute_metrics(prediction):
@@ -71,7 +85,9 @@ def compute_metrics(prediction):
 
 
 def main():
-    (args,) = HfArgumentParser((TrainingArguments,)).parse_args_into_dataclasses(DEFAULTS.split() + sys.argv[1:])
+    (args,) = HfArgumentParser((TrainingArguments,)).parse_args_into_dataclasses(
+        DEFAULTS.split() + sys.argv[1:]
+    )
     torch.manual_seed(args.seed)
     train, held_out = passages()
     tokenizer = train_tokenizer([text for text, _ in train])
