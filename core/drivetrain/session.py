@@ -12,6 +12,7 @@ import torch
 from drivetrain import settings
 from drivetrain.autocast import install
 from drivetrain.binding import name_culprit
+from drivetrain.callbacks import CallbackAdapter
 from drivetrain.errors import PluginError
 from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
@@ -43,17 +44,18 @@ class Session:
         """Resolves the plugins, and makes precision and strategy; the model is then built and prepared."""
         trainer, run = self.trainer, self.run
         run.args = trainer.args
+        run.args.settle()  # they may have been set anew since they were checked
         run.plan = plan = resolve(
             run.args,
             instances=trainer.plugins,
             settings=settings.load(),
-            core=[("callbacks", trainer.callback_handler)],
+            core=[("callbacks", trainer.callback_handler.hooks)],
             made=trainer.made_plugins,
             traced=trainer.trace_hooks,
         )
         if training:
             for line in plan.inert:
-                logger.info("%s", line)
+                logger.warning("%s", line)
         run.processes = current(run.args)
         run.accumulation = run.args.gradient_accumulation_steps
         run.is_training = training

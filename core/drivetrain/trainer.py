@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import functools
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from drivetrain import saving
+from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
 from drivetrain.callbacks import (
     CallbackHandler,
@@ -171,7 +173,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             os.makedirs(args.output_dir, exist_ok=True)
         if args.push_to_hub:
             self.init_hf_repo()
-        self.callback_handler.on_init_end(self.run)
+        self.callback_handler.hooks.on_init_end(self.run)
         for call in plan.events.on_init_end:
             call(self.run)
 
@@ -194,6 +196,11 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
     @control.setter
     def control(self, control: TrainerControl) -> None:
         self.run.control = control
+
+    @functools.cached_property
+    def accelerator(self) -> Accelerator:
+        """A bridge for scripts that call accelerate through the trainer; see `drivetrain.accelerator`."""
+        return Accelerator(self)
 
     @property
     def processing_class(self) -> Any:

@@ -1,4 +1,4 @@
-"""The adapter that lets documented callbacks listen to the loop's hooks, in their documented order."""
+"""The callbacks of a trainer, called one after another in their documented order."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.callbacks.adapter import CallbackAdapter
 from drivetrain.callbacks.base import CALLBACK_EVENTS
-from drivetrain.plugin import hookimpl
 
 if TYPE_CHECKING:
     from drivetrain.arguments import TrainingArguments
@@ -27,6 +27,10 @@ class CallbackHandler:
     Args:
         callbacks: classes or instances, in order.
         model, tokenizer, optimizer, lr_scheduler: handed to every event by keyword.
+
+    Attributes:
+        listening: for each event the methods that will be called.
+        hooks: the plugin by which the loop reaches the callbacks.
     """
 
     def __init__(
@@ -45,7 +49,8 @@ class CallbackHandler:
         self.train_dataloader: Any = None
         self.eval_dataloader: Any = None
         self.run: Run | None = None
-        self._listening: dict[str, list[Callable[..., Any]]] = {}
+        self.listening: dict[str, list[Callable[..., Any]]] = {}
+        self.hooks = CallbackAdapter(self)
         for callback in callbacks:
             self.add_callback(callback)
         self._listen()
@@ -55,7 +60,11 @@ class CallbackHandler:
         made = callback() if isinstance(callback, type) else callback
         kind = type(made)
         if kind in {type(found) for found in self.callbacks}:
-            logger.warning("A %s is among the callbacks already; now there are two: %s.", kind.__name__, self.callback_list)
+            logger.warning(
+                "A %s is among the callbacks already; now there are two: %s.",
+                kind.__name__,
+                self.callback_list,
+            )
         self.callbacks.append(made)
         self._listen()
 
@@ -84,7 +93,7 @@ class CallbackHandler:
     def _listen(self) -> None:
         for event in (*CALLBACK_EVENTS, "on_exception"):
             methods = (getattr(found, event, None) for found in self.callbacks)
-            self._listening[event] = [
+            self.listening[event] = [
                 method
                 for method in methods
                 # A base class's method does nothing, whichever library the base class is from.
@@ -95,7 +104,7 @@ class CallbackHandler:
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Calls one event on every callback that overrides it; returns the control that the last one left."""
-        for method in tuple(self._listening[event]):
+        for method in tuple(self.listening[event]):
             result = method(
                 args,
                 state,
@@ -113,89 +122,91 @@ class CallbackHandler:
                 control = result
         return control
 
-    def _forward(self, event: str, run: Run, **kwargs: Any) -> None:
-        if self._listening[event]:
-            run.control = self.call_event(event, run.args, run.state, run.control, **kwargs)
+    # The documented events, for scripts that call them. Each clears the flags that it settles before the
+    # callbacks are called, and returns the control.
 
-    # What follows are the hooks of the loop, each forwarded to the callbacks. The flags that an event
-    # settles are cleared before it, as documented.
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """The Trainer has been built."""
+        return self.call_event("on_init_end", args, state, control)
 
-    @hookimpl
-    def on_init_end(self, run: Run) -> None:
-        """Forwarded."""
-        self._forward("on_init_end", run)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """Training begins."""
+        control.should_training_stop = False
+        return self.call_event("on_train_begin", args, state, control)
 
-    @hookimpl
-    def on_train_begin(self, run: Run) -> None:
-        """Clears the stop, and forwards."""
-        run.control.should_training_stop = False
-        self._forward("on_train_begin", run)
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """Training has ended."""
+        return self.call_event("on_train_end", args, state, control)
 
-    @hookimpl
-    def on_epoch_begin(self, run: Run) -> None:
-        """Clears the epoch's stop, and forwards."""
-        run.control.should_epoch_stop = False
-        self._forward("on_epoch_begin", run)
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """An epoch begins."""
+        control.should_epoch_stop = False
+        return self.call_event("on_epoch_begin", args, state, control)
 
-    @hookimpl
-    def on_step_begin(self, run: Run) -> None:
-        """Clears what was due after the last step, and forwards."""
-        control = run.control
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """An epoch has ended."""
+        return self.call_event("on_epoch_end", args, state, control)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """An update begins."""
         control.should_log = False
         control.should_evaluate = False
         control.should_save = False
-        if self._listening["on_step_begin"]:
-            self._forward("on_step_begin", run)
+        return self.call_event("on_step_begin", args, state, control)
 
-    @hookimpl
-    def on_substep_end(self, run: Run) -> None:
-        """Forwarded."""
-        self._forward("on_substep_end", run)
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """A micro-batch that is not the last of its update is done."""
+        return self.call_event("on_substep_end", args, state, control)
 
-    @hookimpl
-    def on_step_end(self, run: Run) -> None:
-        """Forwarded."""
-        self._forward("on_step_end", run)
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """An update is done."""
+        return self.call_event("on_step_end", args, state, control)
 
-    @hookimpl
-    def on_epoch_end(self, run: Run) -> None:
-        """Forwarded."""
-        self._forward("on_epoch_end", run)
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float]
+    ) -> TrainerControl:
+        """An evaluation has ended."""
+        control.should_evaluate = False
+        return self.call_event("on_evaluate", args, state, control, metrics=metrics)
 
-    @hookimpl
-    def on_train_end(self, run: Run) -> None:
-        """Forwarded."""
-        self._forward("on_train_end", run)
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float]
+    ) -> TrainerControl:
+        """A prediction has ended."""
+        return self.call_event("on_predict", args, state, control, metrics=metrics)
 
-    @hookimpl
-    def on_evaluate(self, run: Run, metrics: dict[str, float]) -> None:
-        """Clears the flag, and forwards."""
-        run.control.should_evaluate = False
-        self._forward("on_evaluate", run, metrics=metrics)
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """A checkpoint has been written."""
+        control.should_save = False
+        return self.call_event("on_save", args, state, control)
 
-    @hookimpl
-    def on_predict(self, run: Run, metrics: dict[str, float]) -> None:
-        """Forwarded."""
-        self._forward("on_predict", run, metrics=metrics)
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any]
+    ) -> TrainerControl:
+        """A row of the log has been made."""
+        control.should_log = False
+        return self.call_event("on_log", args, state, control, logs=logs)
 
-    @hookimpl
-    def on_prediction_step(self, run: Run) -> None:
-        """Forwarded."""
-        self._forward("on_prediction_step", run)
-
-    @hookimpl
-    def on_save(self, run: Run) -> None:
-        """Clears the flag, and forwards."""
-        run.control.should_save = False
-        self._forward("on_save", run)
-
-    @hookimpl
-    def on_log(self, run: Run, logs: dict[str, Any]) -> None:
-        """Clears the flag, and forwards."""
-        run.control.should_log = False
-        self._forward("on_log", run, logs=logs)
-
-    @hookimpl
-    def on_exception(self, run: Run, error: BaseException) -> None:
-        """Forwarded to the callbacks that have it, as the progress bar does; documented ones need not."""
-        self._forward("on_exception", run, error=error)
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> TrainerControl:
+        """A batch of an evaluation is done."""
+        return self.call_event("on_prediction_step", args, state, control)
