@@ -102,13 +102,18 @@ def _save_first(
     needed = 0 if state is None else bytes_needed(state)
     try:
         with files.one_sentence(folder, needed, temporary):
-            for stale in files.leftovers(folder, "tmp"):
-                shutil.rmtree(stale)
-            os.makedirs(os.path.dirname(folder), exist_ok=True)
-            os.mkdir(temporary)
-            _wait(waits)
-            records = _write(temporary, contents, save_model, world_size)
-            _wait(waits)
+            try:
+                for stale in files.leftovers(folder, "tmp"):
+                    shutil.rmtree(stale)
+                os.makedirs(os.path.dirname(folder), exist_ok=True)
+                os.mkdir(temporary)
+                _wait(waits)
+                records = _write(temporary, contents, save_model, world_size)
+            finally:
+                while (
+                    len(waits) > 1
+                ):  # whatever happened, the others must be done before the folder is touched
+                    _wait(waits)
             missing = [r for r in range(world_size) if not os.path.exists(_random_path(temporary, r))]
             if missing:
                 logger.warning(

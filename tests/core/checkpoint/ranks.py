@@ -41,6 +41,7 @@ def main() -> None:
     assert torch.initial_seed() == 100 + rank
     dist.barrier()
     assert os.listdir(output) == ["checkpoint-1"]
+    dist.barrier()
 
     def fails(folder: str) -> None:
         raise OSError(28, "No space left on device")
@@ -64,7 +65,7 @@ def main() -> None:
     assert os.listdir(output) == ["checkpoint-1"]
     dist.barrier()
     dist.destroy_process_group()
-    print("rank", rank, "done", flush=True)
+    sys.stdout.write(f"rank {rank} done\n")
 
 
 if __name__ == "__main__":
