@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from drivetrain.plugin import Weight as Weight
     from drivetrain.plugin import hookimpl as hookimpl
     from drivetrain.run import Run as Run
+    from drivetrain.collecting import collect as collect
+    from drivetrain.slots import OptimizerFactory as OptimizerFactory
+    from drivetrain.slots import Prepared as Prepared
+    from drivetrain.slots import SchedulerFactory as SchedulerFactory
+    from drivetrain.slots import TrainState as TrainState
+    from drivetrain.slots import Update as Update
     from drivetrain.trainer import Trainer as Trainer
+    from drivetrain.whole_parameters import WholeParameters as WholeParameters
 
 # Where each public name lives. A name with a slash is a plugin's, found by its entry point: KIND/NAME.
 _HOMES: dict[str, str] = {
@@ -73,6 +80,8 @@ _HOMES: dict[str, str] = {
     "TrainState": "drivetrain.slots",
     "Update": "drivetrain.slots",
     "BestRun": "drivetrain.search",
+    "WholeParameters": "drivetrain.whole_parameters",
+    "collect": "drivetrain.collecting",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604

@@ -148,7 +148,7 @@ class State:
 
     @hookspec
     def save_state(self, run: Run) -> dict[str, Any] | None:
-        """State of the plugin, made of what JSON holds, for a checkpoint."""
+        """State of the plugin, made of what JSON holds and of tensors, for a checkpoint. Every rank is asked."""
 
     @hookspec
     def load_state(self, run: Run, state: dict[str, Any]) -> None:

@@ -28,6 +28,10 @@ NAMING: dict[str, str] = {
 }
 
 
+# Arguments that say which plugins there are; they are read here, whatever comes of them.
+CHOOSING = {*NAMING.values(), "report_to", "plugins"}
+
+
 @dataclass(slots=True)
 class Active:
     """A plugin that takes part in the run.
@@ -105,6 +109,8 @@ class Resolver:
         self.instances = list(instances)
         self.wanted_options: dict[str, Any] = dict(getattr(settings, "options", {}) or {})
         given = getattr(args, "plugins", None)
+        # A project's options of a plugin that it has disabled stay in its file: only a run's own ones ask for it.
+        self.asked_for = list(given) if isinstance(given, Mapping) else []
         if isinstance(given, Mapping):
             self.wanted_options.update(given)
         elif given is not None:
@@ -194,7 +200,7 @@ class Resolver:
                     chosen[name] = found
         # Options written for a callback that nothing else chooses mean that it is wanted.
         if kind in ("callback", "transform"):
-            for name in self.wanted_options:
+            for name in self.asked_for:
                 if name not in chosen and name in discover.names(kind):
                     found = self.by_name(kind, name, f"plugins={{{name!r}: ...}}")
                     if found is not None:
@@ -340,14 +346,16 @@ class Resolver:
         changed = changed_arguments(self.args)
         active_keys = {active.key for active in self.plan.active}
         read = {name for active in self.plan.active if active.info for name in active.info.arguments}
+        # A class or an instance of the user's does not say what it reads: nothing of its slot is called inert.
+        strangers = {active.kind for active in self.plan.active if active.info is None}
         for found in dataclasses.fields(self.args):
             owner = found.metadata.get("owner", "core")
-            if found.name not in changed or found.name in read:
+            if found.name not in changed or found.name in read or found.name in CHOOSING:
                 continue
             shown = self.args.shown(found.name)  # a token masked
             for part in self.args.owners(found.name):
                 kind, _, name = part.partition(":")
-                if kind == "core":
+                if kind == "core" or kind in strangers:
                     break
                 if name and name not in discover.names(kind):
                     self.problems.append(
@@ -380,13 +388,28 @@ class Resolver:
         # pluggy calls the last registered first.
         for active in reversed(self.plan.active):
             if active.plugin is not None and not is_documented_callback(active.plugin):
-                self.plan.manager.register(active.plugin, name=active.key)
+                self._register(active)
+        if self.problems:
+            raise ConfigurationError(self.problems)
         for name, plugin in reversed(list(core)):
             self.plan.manager.register(plugin, name=f"core:{name}")
         if traced:
             trace(self.plan.manager)
         self.plan.events = Events(self.plan.manager, traced=traced)
         return self.plan
+
+    def _register(self, active: Active) -> None:
+        manager = self.plan.manager
+        try:
+            manager.register(active.plugin, name=active.key)
+            manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            self.problems.append(f"{active.kind.capitalize()} {active.name!r} is no plugin of drivetrain: {error}")
+        else:
+            if not manager.get_hookcallers(active.plugin):
+                self.problems.append(
+                    f"{active.name!r} ({active.reason}) is no plugin: none of its methods bears @drivetrain.hookimpl."
+                )
 
     def _make(self, active: Active, info: PluginInfo) -> Any:
         try:

@@ -35,5 +35,6 @@ DDP = PluginInfo(
         "ddp_bucket_cap_mb",
         "ddp_broadcast_buffers",
     ),
+    options="drivetrain_plugins.strategy.ddp:DDPOptions",
     chosen_by=_several_processes,
 )

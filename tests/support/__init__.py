@@ -1,0 +1,1 @@
+"""What tests share: small models, small data, and processes started as people start them."""
