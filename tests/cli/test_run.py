@@ -183,10 +183,13 @@ def test_options_of_a_plugin_that_is_switched_off_do_not_bring_it_back(
     assert [json.loads(row)["step"] for row in rows] == [1, 3]
 
 
-def test_what_has_no_effect_is_said(project: Path, drivetrain: Command) -> None:
+def test_what_has_no_effect_is_said(
+    project: Path, drivetrain: Command, caplog: pytest.LogCaptureFixture
+) -> None:
     result = drivetrain("train", "run.toml", "--warmup-steps", "3", "--lr-scheduler-type", "constant")
     assert result.exit_code == 0, result.stderr
-    assert "warmup_steps=3" in result.stdout
+    assert "warmup_steps=3 has no effect" in result.stdout
+    assert "warmup_steps=3" not in result.stderr + caplog.text  # said once
 
 
 def test_trace_hooks_prints_the_calls(

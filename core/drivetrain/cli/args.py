@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drivetrain.arguments.parsing import Row, field_table
-from drivetrain.cli.console import is_terminal, say, table
+from drivetrain.cli.console import is_terminal, say, table, width
 from drivetrain.errors import ConfigurationError, did_you_mean
 
 
@@ -28,19 +28,13 @@ def show(word: str | None) -> None:
             return
     columns = ("argument", "type", "default", "owner", "what it does")
     listed = [(row.name, row.type, row.default or "required", row.owner, row.help) for row in found]
-    if is_terminal() and _width() < 110:  # five columns would fold to nothing
+    if width() < 110:  # five columns would fold to nothing
         narrow = [(row.name, f"{row.help}\n{_short(row)}") for row in found]
         table(("argument", "what it does"), narrow, styles=("cyan",))
     else:
         table(columns, listed, styles=("cyan", None, "green", "dim"), fixed=(0,))
     if is_terminal():
         say(f"{len(found)} argument{'s' if len(found) > 1 else ''}.", style="dim")
-
-
-def _width() -> int:
-    from drivetrain.cli.console import console
-
-    return console().width
 
 
 def _short(row: Row) -> str:

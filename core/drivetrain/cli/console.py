@@ -41,6 +41,11 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
 
+def width() -> int:
+    """Columns of the terminal; a pipe has no end."""
+    return console().width if is_terminal() else 10_000
+
+
 def say(text: str = "", style: str | None = None) -> None:
     """One line to standard output; styled on a terminal, never wrapped in a pipe."""
     if is_terminal():
@@ -83,7 +88,7 @@ def table(
         show_header=header,
         header_style="dim",
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 2, 0, 0),
     )
     for index, name in enumerate(columns):
         made.add_column(

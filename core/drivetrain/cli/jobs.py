@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +80,8 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
     if not report.is_quiet_process():
         title = {"train": "Training", "evaluate": "Evaluation", "predict": "Prediction"}[command]
         report.sections(f"{title}: {config.path}", report.plan_rows(config, trainer, plan, data.test))
-    outcome = carry_out(job, trainer, data, checkpoint)
+    with already_said(plan.inert):
+        outcome = carry_out(job, trainer, data, checkpoint)
     if named.after is not None and job.train:
         named.after(trainer)
     if not report.is_quiet_process():
@@ -117,6 +120,21 @@ def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
             raise ConfigurationError(problems)
         table["plugins"] = options
     return config, from_mapping(table, lambda name: config.where("training", name))
+
+
+@contextmanager
+def already_said(sentences: Sequence[str]) -> Iterator[None]:
+    """Keeps out of the log, while the run lasts, what its plan has shown."""
+
+    def new(record: logging.LogRecord) -> bool:
+        return record.getMessage() not in sentences
+
+    logger = logging.getLogger("drivetrain")
+    logger.addFilter(new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(new)
 
 
 def without_other_spellings(config: Config) -> dict[str, Any]:
@@ -265,7 +283,7 @@ def carry_out(job: Job, trainer: Any, data: build.Data, checkpoint: Path | None)
 
 def _time_row(metrics: dict[str, Any], split: str) -> list[tuple[str, str]]:
     text = report.speed(metrics, split)
-    return [("time", text)] if text else []
+    return [("training" if split == "train" else "evaluation", text)] if text else []
 
 
 def _where(trainer: Any) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain import settings
-from drivetrain.cli.console import say, table
+from drivetrain.cli.console import is_terminal, say, table, width
 from drivetrain.discover import Entry, entries, load_info
 from drivetrain.errors import ConfigurationError, PluginError
 
@@ -23,23 +23,27 @@ READY = "ready"
 def show_list(probe: bool) -> None:
     """Prints every installed plugin, its kind, origin and state."""
     enabled = settings.enabled_names()
+    narrow = width() < 90
     rows = []
     kind = ""
     for entry in entries():
         state = probed(entry) if probe else lacking_line(entry) or READY
         if entry.name in enabled and entry.kind not in settings.CHOSEN_BY:
             state += ", enabled"
-        rows.append((entry.kind if entry.kind != kind else "", entry.name, _origin(entry), state))
+        if narrow and entry.distribution != "drivetrain":
+            state += f" (from {_origin(entry)})"
+        # In a pipe each line is whole, for grep.
+        shown = entry.kind if entry.kind != kind or not is_terminal() else ""
+        rows.append((shown, entry.name, *(() if narrow else (_origin(entry),)), state))
         kind = entry.kind
     if not rows:
         raise ConfigurationError(
             "No plugin is installed, not even drivetrain's own. Run: pip install drivetrain"
         )
-    from drivetrain.cli.console import is_terminal
-
-    if not is_terminal():  # one whole record a line, for grep
-        rows = [(entry.kind, *row[1:]) for entry, row in zip(entries(), rows, strict=True)]
-    table(("kind", "name", "from", "state"), rows, styles=("bold", "cyan", "dim"), fixed=(0, 1))
+    if narrow:
+        table(("kind", "name", "state"), rows, styles=("bold", "cyan"), fixed=(0, 1))
+    else:
+        table(("kind", "name", "from", "state"), rows, styles=("bold", "cyan", "dim"), fixed=(0, 1, 2))
     settings.load()  # names that are enabled and cannot be are an error, told when all is listed
 
 

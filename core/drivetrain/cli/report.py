@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from drivetrain.cli.config import Config
-from drivetrain.cli.console import say, table
+from drivetrain.cli.console import is_terminal, say, table
 
 # Metrics of speed say little beside the time that the summary names.
 _SPEED = ("_runtime", "_samples_per_second", "_steps_per_second")
 
 
 def sections(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """A title, and names with what belongs to them."""
+    """A title, and names with what belongs to them; a name that repeats stands once."""
     say()
     say(title, style="bold")
-    table(("", ""), rows, styles=("cyan",), fixed=(0,), header=False)
+    names = ["", *(name for name, _ in rows)]
+    shown = [
+        ("" if name == before and is_terminal() else name, text)
+        for before, (name, text) in zip(names, rows, strict=False)
+    ]
+    table(("", ""), shown, styles=("cyan",), fixed=(0,), header=False)
 
 
 def plan_rows(config: Config, trainer: Any, plan: Any, test: Any) -> list[tuple[str, str]]:
@@ -32,7 +37,7 @@ def plan_rows(config: Config, trainer: Any, plan: Any, test: Any) -> list[tuple[
         rows.append(("training", _training(args, trainer.train_dataset)))
     rows.append(("device", _device(args)))
     rows += [(found.kind, _plugin(found)) for found in plan.active]
-    rows += [("no effect", sentence) for sentence in plan.inert]
+    rows += [("note", sentence) for sentence in plan.inert]
     rows.append(("output", str(args.output_dir)))
     return rows
 
