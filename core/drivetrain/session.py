@@ -12,7 +12,6 @@ import torch
 from drivetrain import settings
 from drivetrain.autocast import install
 from drivetrain.binding import name_culprit
-from drivetrain.callbacks import CallbackAdapter
 from drivetrain.errors import PluginError
 from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory

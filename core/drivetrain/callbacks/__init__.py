@@ -1,5 +1,6 @@
 """The documented callbacks: `TrainerCallback`, its state and control, and those that always run."""
 
+from drivetrain.callbacks.adapter import CallbackAdapter
 from drivetrain.callbacks.base import CALLBACK_EVENTS, TrainerCallback
 from drivetrain.callbacks.control import TrainerControl
 from drivetrain.callbacks.early_stopping import EarlyStoppingCallback
@@ -9,6 +10,7 @@ from drivetrain.callbacks.state import TrainerState
 
 __all__ = [
     "CALLBACK_EVENTS",
+    "CallbackAdapter",
     "CallbackHandler",
     "DefaultFlowCallback",
     "EarlyStoppingCallback",
