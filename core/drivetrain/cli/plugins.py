@@ -92,7 +92,7 @@ def _ask(info: PluginInfo) -> str | None:
 def _sample_arguments(info: PluginInfo) -> Any:
     from drivetrain.arguments import TrainingArguments
 
-    return TrainingArguments(output_dir="tmp_trainer", report_to=[])
+    return TrainingArguments(output_dir="tmp_trainer", report_to=[], hub_strategy="end")
 
 
 @functools.cache
