@@ -14,6 +14,9 @@ from drivetrain_plugins.logger.base import Logger, model_config
 
 logger = logging.getLogger("drivetrain")
 
+# The run that a logger here has opened in this process. It outlives the logger, of which each training has one.
+_ours: Any = None
+
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -39,8 +42,7 @@ class WandbLogger(Logger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._run: Any = None  # wandb's run that we opened
-        self._id: str | None = None
+        self._id: str | None = None  # of the run that a checkpoint names
 
     @hookimpl
     def load_state(self, run: Run, state: dict[str, Any]) -> None:
@@ -54,13 +56,13 @@ class WandbLogger(Logger):
 
     def open(self, run: Run) -> None:
         """Opens a run, or joins the open one, and writes configuration and axes."""
+        global _ours
         # A run of ours stays open after training, for evaluations. A new training has its own, unless
-        # it is a resume, whose checkpoint has named this one.
-        ours = self._run is not None and wandb.run is self._run
-        if ours and run.is_training and self._id != self._run.id:
-            self._run.finish()
+        # it is a resume, whose checkpoint has named this one. A run that the script opened is joined.
+        if run.is_training and _ours is not None and wandb.run is _ours and self._id != _ours.id:
+            _ours.finish()
         if wandb.run is None:
-            self._run = wandb.init(**self._settings(run))
+            _ours = wandb.init(**self._settings(run))
         config = model_config(run)
         told: Any = wandb.config
         told.update(
