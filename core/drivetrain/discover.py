@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,3 +108,10 @@ def load_info(kind: str, name: str) -> PluginInfo:
             f"{info.kind} {info.name!r}."
         )
     return info
+
+
+def refresh() -> None:
+    """Forgets what was found, after a distribution was installed or removed in this very process."""
+    importlib.invalidate_caches()
+    entries.cache_clear()
+    load_info.cache_clear()

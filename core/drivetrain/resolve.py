@@ -285,12 +285,7 @@ class Resolver:
     def _check_one(self, active: Active, info: PluginInfo) -> None:
         lacking = missing(info)
         if lacking:
-            names = " and ".join(lacking)
-            verb = "which is not installed" if len(lacking) == 1 else "which are not installed"
-            line = f"{info.distribution}[{info.extra}]" if info.extra else " ".join(lacking)
-            self.problems.append(
-                f"{info.kind.capitalize()} {info.name!r} needs {names}, {verb}. Run: pip install '{line}'"
-            )
+            self.problems.append(f"{info.kind.capitalize()} {info.name!r} {needs(info, lacking)}")
             return
         if not self._make_options(active, info) or info.probe is None:
             return
@@ -472,14 +467,32 @@ def missing(info: PluginInfo) -> list[str]:
     lacking = []
     for text in info.requires:
         requirement = Requirement(text)
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            lacking.append(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        if not requirement.specifier.contains(version, prereleases=True):
+        version = _installed(requirement)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
             lacking.append(text)
     return lacking
+
+
+def needs(info: PluginInfo, lacking: Sequence[str]) -> str:
+    """What a plugin needs, what is there instead, and the line that installs it."""
+    found = [(requirement.name, _installed(requirement)) for requirement in map(Requirement, lacking)]
+    wrong = [f"{name} {version}" for name, version in found if version is not None]
+    names = " and ".join(lacking)
+    if wrong:
+        state = f"but here is {' and '.join(wrong)}"
+    else:
+        state = "which is not installed" if len(lacking) == 1 else "which are not installed"
+    line = f"'{info.distribution}[{info.extra}]'" if info.extra else " ".join(f"'{text}'" for text in lacking)
+    return f"needs {names}, {state}. Run: pip install {line}"
+
+
+def _installed(requirement: Requirement) -> str | None:
+    try:
+        return importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def changed_arguments(args: Any) -> set[str]:
