@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pluggy
 
@@ -111,7 +111,7 @@ class PluginInfo:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"Plugin {self.name!r} has the kind {self.kind!r}; known: {', '.join(KINDS)}.")
-        if self.kind == "transform" and self.place is None:
+        if self.kind == "transform" and self.place not in get_args(Place):
             raise ValueError(f"Transform {self.name!r} must say its place: 'before_wrap' or 'after_prepare'.")
         if ":" not in self.implementation:
             raise ValueError(f"Plugin {self.name!r} must name its implementation as 'package.module:attribute'.")

@@ -119,6 +119,7 @@ class Resolver:
         self.enabled = {name: str(settings.path) for name in getattr(settings, "enabled", ())}
         self.enabled.update(dict.fromkeys(self.wanted_options.pop("enable", ()), "plugins['enable']"))
         self.used_options: set[str] = set()
+        self.broken: dict[str, str] = {}
 
     # -- choosing ------------------------------------------------------------------------------------
 
@@ -129,13 +130,28 @@ class Resolver:
             try:
                 info = discover.load_info(kind, name)
             except (PluginError, ConfigurationError) as error:
-                # Installed is not active: a plugin that nobody asked for must not end the run.
-                logger.warning("%s It was not asked for, so the run goes on without it.", error)
+                self._leave_out(kind, name, str(error))
                 continue
-            claim = info.chosen_by(self.args) if info.chosen_by is not None else None
+            try:
+                claim = info.chosen_by(self.args) if info.chosen_by is not None else None
+            except Exception as error:
+                origin = discover.find(kind, name)
+                self._leave_out(
+                    kind,
+                    name,
+                    f"{kind.capitalize()} {name!r} of {origin.distribution} {origin.version} cannot tell whether it "
+                    f"is wanted: {type(error).__name__}: {error}",
+                )
+                continue
             if claim is not None:
                 found.append(self._active(info, claim))
         return found
+
+    def _leave_out(self, kind: Kind, name: str, why: str) -> None:
+        """Installed is not active: a broken plugin ends the run only where an argument turns out to be its own."""
+        if f"{kind}:{name}" not in self.broken:
+            self.broken[f"{kind}:{name}"] = why
+            logger.warning("%s It was not asked for, so the run goes on without it.", why)
 
     def slot(self, kind: Kind, required: bool) -> None:
         """Chooses the plugin of a slot."""
@@ -256,8 +272,7 @@ class Resolver:
         while waiting:
             free = [name for name in waiting if not earlier[name] & waiting.keys()]
             if not free:
-                circle = " and ".join(repr(name) for name in waiting)
-                self.problems.append(f"The {kind}s {circle} each ask to come before the other; disable one.")
+                self.problems.append(_circle(kind, earlier, waiting))
                 return ordered
             ordered.append(waiting.pop(free[0]))
         return ordered
@@ -356,6 +371,9 @@ class Resolver:
                     self.problems.append(
                         f"{shown} is not there yet: it needs the {kind} plugin {name!r}, which is not installed."
                     )
+                    break
+                if part in self.broken:
+                    self.problems.append(f"{shown} needs the {kind} {name!r}: {self.broken[part]}")
                     break
                 if name and part in active_keys:
                     break
@@ -460,6 +478,20 @@ def resolve(
     if resolver.problems:
         raise ConfigurationError(resolver.problems)
     return resolver.activate(core, traced)
+
+
+def _circle(kind: str, earlier: Mapping[str, set[str]], waiting: Iterable[str]) -> str:
+    """The sentence about plugins whose wishes for an order go round in a circle; those behind it are left out."""
+    names = list(waiting)
+    path = [names[0]]
+    while path.count(path[-1]) == 1:
+        path.append(min(earlier[path[-1]] & set(names)))
+    *first, last = sorted(path[path.index(path[-1]) : -1])
+    if not first:
+        return f"The {kind} {last!r} asks to come before itself; disable it."
+    listed = ", ".join(repr(name) for name in first)
+    wish = "each ask to come before the other" if len(first) == 1 else "ask in a circle to come before one another"
+    return f"The {kind}s {listed} and {last!r} {wish}; disable one."
 
 
 def missing(info: PluginInfo) -> list[str]:
