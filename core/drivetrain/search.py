@@ -141,7 +141,7 @@ def trial_arguments(args: Any, parameters: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ConfigurationError: a parameter cannot have the type of its argument.
     """
-    known = [found.name for found in dataclasses.fields(args)]
+    known = {found.name: found.default for found in dataclasses.fields(args)}
     before = {name: getattr(args, name) for name in known}
     try:
         for name, value in parameters.items():
@@ -152,7 +152,11 @@ def trial_arguments(args: Any, parameters: Mapping[str, Any]) -> Iterator[None]:
                     did_you_mean(name, known),
                 )
                 continue
-            setattr(args, name, _typed(name, value, getattr(args, name)))
+            old = getattr(args, name)
+            # A whole number may stand where a fraction could: there the default tells the type.
+            default = known.get(name)
+            kind = float if isinstance(old, int) and isinstance(default, float) else type(old)
+            setattr(args, name, value if old is None else _typed(name, value, kind))
         yield
     finally:
         for name, value in before.items():
@@ -160,13 +164,13 @@ def trial_arguments(args: Any, parameters: Mapping[str, Any]) -> Iterator[None]:
                 setattr(args, name, value)
 
 
-def _typed(name: str, value: Any, old: Any) -> Any:
-    if old is None or isinstance(value, type(old)):
+def _typed(name: str, value: Any, kind: type[Any]) -> Any:
+    if isinstance(value, kind):
         return value
     try:
-        made = type(old)(value)
+        made = kind(value)
     except (TypeError, ValueError):
         made = None
     if made is None or (isinstance(made, int) and made != value):
-        raise ConfigurationError(f"hp_space gives {name}={value!r}, which is no {type(old).__name__}.")
+        raise ConfigurationError(f"hp_space gives {name}={value!r}, which is no {kind.__name__}.")
     return made

@@ -54,7 +54,7 @@ class HuggingFaceHub:
             Its name with its owner.
 
         Raises:
-            ConfigurationError: the hub refuses it.
+            ConfigurationError: the hub refuses it, or does not answer.
         """
         wanted = run.args.hub_model_id or Path(run.args.output_dir).absolute().name
         if wanted not in self._repositories:
@@ -65,6 +65,11 @@ class HuggingFaceHub:
                 raise ConfigurationError(
                     f"push_to_hub=True: the hub refused to make the repository {wanted!r} ({status}). "
                     "Check hub_model_id, and log in with 'hf auth login' or set HF_TOKEN."
+                ) from error
+            except Exception as error:  # the client's own classes for a lost network differ with its version
+                raise ConfigurationError(
+                    f"push_to_hub=True: the hub could not be asked for the repository {wanted!r} "
+                    f"({type(error).__name__}: {error}). Check the network, or leave push_to_hub out."
                 ) from error
             self._repositories[wanted] = made.repo_id
         return self._repositories[wanted]

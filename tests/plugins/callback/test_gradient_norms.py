@@ -117,7 +117,11 @@ def test_enabled_in_the_project_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"every": 0}, "every=0 must be at least 1"), ({"top": -1}, "top=-1"), ({"evry": 3}, "Did you mean 'every'?")],
+    [
+        ({"every": 0}, "every=0 must be at least 1"),
+        ({"top": -1}, "top=-1"),
+        ({"evry": 3}, "Did you mean 'every'?"),
+    ],
 )
 def test_wrong_options(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

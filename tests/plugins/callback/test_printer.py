@@ -38,7 +38,9 @@ def test_the_argument_chooses_who_speaks(
     )
     trainer = Trainer(Net(), args, train_dataset=data, eval_dataset=data)
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
-    wanted, other = (PrinterCallback, ProgressCallback) if disable_tqdm else (ProgressCallback, PrinterCallback)
+    wanted, other = (
+        (PrinterCallback, ProgressCallback) if disable_tqdm else (ProgressCallback, PrinterCallback)
+    )
     assert kinds[-1] is wanted  # after the others, as documented
     assert other not in kinds
     trainer.train()

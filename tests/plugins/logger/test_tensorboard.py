@@ -15,7 +15,7 @@ from torch import nn
 from drivetrain import Trainer, TrainerCallback, TrainingArguments, hookimpl
 
 pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TOKEN = "hf_a-token-that-must-not-be-written"
 
@@ -78,7 +78,9 @@ def test_every_row_is_there_under_the_documented_name(tmp_path: Path) -> None:
     made.train()
     events = read(tmp_path / "events")
     wanted = expected(made.state.log_history)
-    assert {"train/loss", "train/learning_rate", "train/epoch", "train/total_flos", "eval/loss"} <= set(wanted)
+    assert {"train/loss", "train/learning_rate", "train/epoch", "train/total_flos", "eval/loss"} <= set(
+        wanted
+    )
     assert set(events.Tags()["scalars"]) == set(wanted)
     for name, points in wanted.items():
         found = [(point.step, point.value) for point in events.Scalars(name)]

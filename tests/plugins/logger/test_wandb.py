@@ -102,7 +102,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
     found = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
-            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            items = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
             found.append({name: value for name, value in items.items() if not name.startswith("_")})
     return found
 
@@ -115,7 +118,9 @@ def configuration(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for record in records(path):
         kind = record.WhichOneof("record_type")
-        updates = record.run.config.update if kind == "run" else record.config.update if kind == "config" else ()
+        updates = (
+            record.run.config.update if kind == "run" else record.config.update if kind == "config" else ()
+        )
         for item in updates:
             found[item.key or item.nested_key[0]] = json.loads(item.value_json)
     return found
