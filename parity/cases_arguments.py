@@ -79,8 +79,8 @@ settings(
     lr_scheduler_type="reduce_lr_on_plateau",
     evaluation_strategy="epoch",
     save_strategy="epoch",
-    learning_rate=1.0,
-    num_train_epochs=14,
+    learning_rate=0.1,
+    num_train_epochs=16,
     logging_strategy="epoch",
     save_total_limit=2,
 )
@@ -257,6 +257,7 @@ best("best/greatest-loss", learning_rate=0.3, metric_for_best_model="eval_loss",
 best("best/by-epoch", learning_rate=0.3, evaluation_strategy="epoch", save_strategy="epoch")
 best("best/saved-less-often", learning_rate=0.3, save_steps=4)
 best("best/not-loaded", learning_rate=0.3, load_best_model_at_end=False, metric_for_best_model="loss", save_total_limit=2)
+best("best/not-loaded-limit-one", learning_rate=0.3, load_best_model_at_end=False, metric_for_best_model="loss", save_total_limit=1)
 best("best/is-the-last", learning_rate=0.001, save_total_limit=1)
 best("best/unknown-metric", metric_for_best_model="f1")
 best("best/strategies-differ", save_strategy="epoch")

@@ -179,7 +179,7 @@ def _(k: Kit) -> None:
 
     class Watching(k.hf.TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            seen.append(sorted(logs))
+            seen.append(sorted(logs.keys() - {"total_flos"}))
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
             seen.append(sorted(metrics))

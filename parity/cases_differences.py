@@ -55,7 +55,7 @@ interrupted("adafactor", 4, optim="adafactor")
 interrupted("sgd-cosine", 4, optim="sgd", lr_scheduler_type="cosine", warmup_steps=3)
 interrupted("plateau", 5, lr_scheduler_type="reduce_lr_on_plateau", evaluation_strategy="steps", eval_steps=1)
 interrupted("logging-window", 4, logging_steps=3)
-interrupted("bert", 3, lambda: bert(dropout=0.1), lambda: Rows(text_rows(18)))
+interrupted("bert", 3, lambda: bert(dropout=0.1), lambda: Rows(text_rows(18)), adam_epsilon=1e-4)
 interrupted("bf16", 4, bf16=True)
 
 

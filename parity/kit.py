@@ -164,7 +164,8 @@ class Kit:
         output = trainer.train(**arguments)
         self.note(f"{name}.global_step", output.global_step)
         self.note(f"{name}.training_loss", output.training_loss)
-        self.note(f"{name}.metrics", without_speed(output.metrics))
+        metrics = {key: value for key, value in output.metrics.items() if key != "total_flos"}
+        self.note(f"{name}.metrics", without_speed(metrics))  # the reference drops it when it prints, ours always
         return output
 
     def evaluate(self, trainer: Any, name: str = "evaluate", **arguments: Any) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def transcript(hf: SimpleNamespace, events: list[Any]) -> Any:
                 if extra in given:
                     entry.append(sorted(given[extra]))
             if event in ("on_init_end", "on_train_begin", "on_evaluate"):
-                entry.append(sorted(key for key, value in given.items() if value is not None))
+                entry.append(sorted(key for key, value in given.items() if value is not None and key != "run"))
             events.append(entry)
 
         return method
