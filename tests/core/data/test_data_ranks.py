@@ -147,7 +147,7 @@ def everything(rank, world, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[3])
 def ranks(request, tmp_path_factory):
     """The results of each rank."""
     world, folder = request.param, tmp_path_factory.mktemp("ranks")
