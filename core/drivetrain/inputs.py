@@ -6,6 +6,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterableDataset
 
 from drivetrain.data import (
@@ -16,7 +17,9 @@ from drivetrain.data import (
     to_device,
     train_sampler,
 )
+from drivetrain.data.tokens import TokenWeighted, count_targets
 from drivetrain.errors import ConfigurationError
+from drivetrain.smoothing import predicts_next_token
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Sampler
@@ -117,6 +120,19 @@ class Inputs:
             label_names=self.label_names,
             args=self.args,
             description=description,
+        )
+
+    def weigh_by_tokens(self: Trainer, batches: Any, done: int) -> TokenWeighted:
+        """The epoch's batches with weights by their tokens (`loss_reduction="tokens"`)."""
+        run = self.run
+        shifted = predicts_next_token(self.model)
+        return TokenWeighted(
+            batches,
+            accumulation=run.accumulation,
+            done=done,
+            count=lambda batch: count_targets(batch, self.label_names, shifted),
+            total=lambda tokens: int(run.strategy.collect(torch.tensor([tokens], device=run.device)).sum()),
+            world_size=run.processes.world_size,
         )
 
     def _prepare_inputs(self: Trainer, inputs: Any) -> Any:

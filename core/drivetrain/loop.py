@@ -86,6 +86,8 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         batches = EpochIterator(
             run.train_dataloader, args=args, processes=run.processes, epoch=epoch, position=position.data
         )
+        if args.loss_reduction == "tokens":
+            batches = trainer.weigh_by_tokens(batches, position.micro_batches)
         trainer.batches = batches
         if position.random is not None:
             position.random.restore()

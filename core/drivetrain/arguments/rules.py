@@ -162,7 +162,6 @@ def weights_are_safetensors(args: "TrainingArguments") -> Iterator[str]:
 
 
 NOT_THERE_YET: dict[str, tuple[Any, str]] = {
-    "loss_reduction": ("micro_batches", "leave it out for the mean of the micro-batches' means"),
     "save_async": (False, "leave it out, and checkpoints are written before training goes on"),
     "on_save_error": ("stop", "leave it out, and a failed save ends the run"),
 }
