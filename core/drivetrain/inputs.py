@@ -34,6 +34,7 @@ class Inputs:
 
     label_names: list[str]
     can_return_loss: bool
+    _past: Any = None
 
     def check_data(self: Trainer) -> None:
         """What can be said about the data before anything is built.
@@ -137,4 +138,7 @@ class Inputs:
 
     def _prepare_inputs(self: Trainer, inputs: Any) -> Any:
         """The batch on the device, with the memory of the last one where `past_index` asks for it."""
-        return to_device(inputs, self.run.device, non_blocking=self.args.dataloader_pin_memory)
+        inputs = to_device(inputs, self.run.device, non_blocking=self.args.dataloader_pin_memory)
+        if self.args.past_index >= 0 and self._past is not None:
+            inputs["mems"] = self._past
+        return inputs

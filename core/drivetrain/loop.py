@@ -86,6 +86,9 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         batches = EpochIterator(
             run.train_dataloader, args=args, processes=run.processes, epoch=epoch, position=position.data
         )
+        trainer._past = None  # the memory of `past_index` does not outlive an epoch
+        if position.random is not None:
+            position.batch = batches.index  # under ignore_data_skip the epoch begins anew
         if args.loss_reduction == "tokens":
             batches = trainer.weigh_by_tokens(batches, position.micro_batches)
         trainer.batches = batches

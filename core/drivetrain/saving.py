@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.callbacks import TrainerState
@@ -48,6 +49,7 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> str:
         The checkpoint's folder.
     """
     folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
+    best = run.state.best_metric, run.state.best_model_checkpoint
     note_best(trainer, folder, metrics)
     position = trainer.position
     contents = CheckpointContents(
@@ -69,14 +71,19 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> str:
         plugin_states=plugin_states(run),
         callback_states=callback_states(trainer),
     )
-    save_checkpoint(
-        folder,
-        contents,
-        save_model=trainer.save_into_checkpoint,
-        rank=run.processes.rank,
-        world_size=run.processes.world_size,
-        barrier=run.processes.barrier,
-    )
+    try:
+        save_checkpoint(
+            folder,
+            contents,
+            save_model=trainer.save_into_checkpoint,
+            rank=run.processes.rank,
+            world_size=run.processes.world_size,
+            barrier=run.processes.barrier,
+        )
+    except BaseException:
+        # What is not there cannot be the best.
+        run.state.best_metric, run.state.best_model_checkpoint = best
+        raise
     trainer.last_saved = folder
     if run.is_main_process:
         rotate_checkpoints(trainer)
@@ -121,23 +128,29 @@ def load_weights_into(run: Run, folder: str) -> None:
 def plugin_states(run: Run) -> dict[str, Any]:
     """The state of each plugin that gives one, by its name."""
     states: dict[str, Any] = {}
-    for found in run.plan.manager.hook.save_state.get_hookimpls():
-        function = found.function
-        state = function(run) if "run" in found.argnames else function()
-        if state is not None:
-            states[found.plugin_name] = state
+    for name, ask in _one_by_one(run, "save_state"):
+        for state in ask(run=run):
+            states[name] = state
     return states
 
 
 def restore_plugin_states(run: Run, states: dict[str, Any]) -> None:
     """Gives each plugin its state back; says which states nobody wanted."""
     left = dict(states)
-    for found in run.plan.manager.hook.load_state.get_hookimpls():
-        if found.plugin_name in left:
-            values = {"run": run, "state": left.pop(found.plugin_name)}
-            found.function(*[values[name] for name in found.argnames])
+    for name, give in _one_by_one(run, "load_state"):
+        if name in left:
+            give(run=run, state=left.pop(name))
     for name in left:
         logger.warning("The checkpoint holds a state of the plugin %r, which is not active now.", name)
+
+
+def _one_by_one(run: Run, hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The hook of each plugin by itself: its name, and what calls it through pluggy."""
+    manager = run.plan.manager
+    plugins = manager.get_plugins()
+    for found in getattr(manager.hook, hook).get_hookimpls():
+        others = [plugin for plugin in plugins if plugin is not found.plugin]
+        yield found.plugin_name, manager.subset_hook_caller(hook, others)
 
 
 def callback_states(trainer: Trainer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from drivetrain import saving
+from drivetrain import saving, settings
 from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
 from drivetrain.callbacks import (
@@ -23,7 +23,7 @@ from drivetrain.callbacks import (
     TrainerState,
 )
 from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
-from drivetrain.errors import ConfigurationError
+from drivetrain.errors import CheckpointError, ConfigurationError
 from drivetrain.building import Building
 from drivetrain.evaluating import Evaluations
 from drivetrain.evaluation import speed_metrics
@@ -164,7 +164,14 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         self.callback_handler.run = self.run
         if args.place_model_on_device and not args.fsdp and not args.deepspeed:
             self.model.to(args.device)
-        plan = resolve(args, kinds=("callback",), instances=self.plugins)
+        self.run.plan = plan = resolve(
+            args,
+            kinds=("callback",),
+            instances=self.plugins,
+            settings=settings.load(),
+            core=[("callbacks", self.callback_handler.hooks)],
+            traced=trace_hooks,
+        )
         self.made_plugins = {active.key: active.plugin for active in plan.active}
         for active in plan.active:
             if is_documented_callback(active.plugin):
@@ -173,9 +180,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             os.makedirs(args.output_dir, exist_ok=True)
         if args.push_to_hub:
             self.init_hf_repo()
-        self.callback_handler.hooks.on_init_end(self.run)
-        for call in plan.events.on_init_end:
-            call(self.run)
+        with culprits_named(self.run):
+            for call in plan.events.on_init_end:
+                call(self.run)
 
     # -- what scripts reach for ------------------------------------------------------------------------
 
@@ -440,7 +447,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             metrics = self._evaluate_in_training(run)
         if run.control.should_save:
             self._save_checkpoint(self.model, self._trial, metrics=metrics)
-            for call in run.plan.events.on_save:
+            for call in run.plan.events.on_save if run.control.should_save else ():
                 call(run, self.last_saved or "")
 
     def _log_training(self, run: Run) -> None:
@@ -495,7 +502,13 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         return key
 
     def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
-        saving.save(self, self.run, metrics)
+        try:
+            saving.save(self, self.run, metrics)
+        except CheckpointError as error:
+            if self.args.on_save_error != "warn":
+                raise
+            logger.warning("%s The run goes on without this checkpoint (on_save_error='warn').", error)
+            self.control.should_save = False  # nothing was saved that listeners could be told of
 
     def load_best_model(self) -> None:
         """Loads the weights of the best checkpoint."""

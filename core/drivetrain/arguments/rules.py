@@ -163,7 +163,6 @@ def weights_are_safetensors(args: "TrainingArguments") -> Iterator[str]:
 
 NOT_THERE_YET: dict[str, tuple[Any, str]] = {
     "save_async": (False, "leave it out, and checkpoints are written before training goes on"),
-    "on_save_error": ("stop", "leave it out, and a failed save ends the run"),
 }
 """Arguments of the core that nothing reads yet: the only value there is, and the cure. Whoever adds the
 reader takes the entry out."""

@@ -1,0 +1,62 @@
+"""A checkpoint that cannot be written: the run stops, or goes on and says so."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivetrain import CheckpointError, TrainerCallback
+from support.toy import accuracy, trainer
+
+
+class Blocked(TrainerCallback):
+    """Puts a file where the output folder was, from update 3 to update 5."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            shutil.rmtree(self.folder)
+            self.folder.write_text("in the way")
+        if state.global_step == 5:
+            self.folder.unlink()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved.append(state.global_step)
+
+
+def make(folder: Path, **kwargs: Any) -> tuple[Any, Blocked]:
+    blocked = Blocked(folder)
+    settings: dict[str, Any] = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "evaluation_strategy": "steps",
+        "eval_steps": 2,
+        "max_steps": 6,
+        "load_best_model_at_end": True,
+        "compute_metrics": accuracy,
+    }
+    return trainer(folder, callbacks=[blocked], **settings, **kwargs), blocked
+
+
+def test_it_ends_the_run(tmp_path: Path) -> None:
+    made, blocked = make(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="checkpoint-4"):
+        made.train()
+    assert blocked.saved == [2]
+
+
+def test_it_is_a_warning_where_that_was_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, blocked = make(tmp_path / "run", on_save_error="warn")
+    with caplog.at_level(logging.WARNING, "drivetrain"):
+        made.train()
+    assert "The run goes on without this checkpoint" in caplog.text
+    assert blocked.saved == [2, 6]
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert made.state.best_model_checkpoint is None or "checkpoint-4" not in made.state.best_model_checkpoint
