@@ -59,8 +59,9 @@ class WandbLogger(Logger):
         global _ours
         # A run of ours stays open after training, for evaluations. A new training has its own, unless
         # it is a resume, whose checkpoint has named this one. A run that the script opened is joined.
-        if run.is_training and _ours is not None and wandb.run is _ours and self._id != _ours.id:
-            _ours.finish()
+        current: Any = wandb.run
+        if run.is_training and current is not None and current is _ours and self._id != current.id:
+            current.finish()
         if wandb.run is None:
             _ours = wandb.init(**self._settings(run))
         config = model_config(run)

@@ -125,6 +125,5 @@ def test_enabled_in_the_project_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_wrong_options(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        made, _ = trainer(tmp_path, options)
-        made.train()
+        trainer(tmp_path, options)[0].train()
     assert said in str(caught.value)
