@@ -45,19 +45,19 @@ MINIMUMS = (
 
 
 def group(name: str) -> list[str]:
-    """The requirements of a dependency group of pyproject.toml; drivetrain's own extras stand by their path."""
-    found = nox.project.dependency_groups(PROJECT, name)
-    return [
-        line.replace("drivetrain[", f"{HERE}[", 1) if line.startswith("drivetrain[") else line
-        for line in found
-    ]
+    """The requirements of a dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(PROJECT, name))
 
 
-def install(session: nox.Session, *requirements: str, editable: bool = True) -> None:
-    """torch as the machine has it, then drivetrain and the rest, in the tested versions."""
+def install(session: nox.Session, *requirements: str) -> None:
+    """torch as the machine has it, then drivetrain and the rest, in the tested versions.
+
+    A requirement `drivetrain[EXTRAS]` says which extras the editable install takes.
+    """
+    extras = [line.removeprefix("drivetrain") for line in requirements if line.startswith("drivetrain[")]
+    others = [line for line in requirements if not line.startswith("drivetrain[")]
     session.install(*TORCH, *CONSTRAINED)
-    own = ("-e", str(HERE)) if editable else ()
-    session.install(*own, *requirements, *CONSTRAINED)
+    session.install("-e", str(HERE) + "".join(extras), *others, *CONSTRAINED)
 
 
 @nox.session
