@@ -31,6 +31,9 @@ REFERENCE = (
     "scikit-learn",
 )
 
+# One thread: the tests' tensors are too small for more. No calls to a hub.
+QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
 # The lowest versions that the project claims. torch stays the one that is tested: older ones are built for
 # older versions of CUDA, which this session does not fetch.
 MINIMUMS = (
@@ -67,7 +70,7 @@ def tests(session: nox.Session) -> None:
     session.run(
         "pytest",
         *(session.posargs or ("-q",)),
-        env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+        env=QUIET,
     )
 
 
@@ -106,24 +109,14 @@ def docs(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """The same script on transformers 4.34.0 and on drivetrain: `nox -s parity [-- PATTERN]`."""
     cases = ("--case", session.posargs[0]) if session.posargs else ()
+    session.install(*TORCH, *CONSTRAINED)
+    session.install("-e", str(HERE), *REFERENCE)
     out = Path(session.create_tmp()).resolve()
-    install(session, "datasets", "scikit-learn", "transformers")
-
-    reference = out / "reference-env"
-    python = str(reference / ("Scripts" if os.name == "nt" else "bin") / "python")
-    if not reference.exists():
-        session.run("python", "-m", "venv", str(reference))
-    session.run(python, "-m", "pip", "install", "-q", *TORCH, *CONSTRAINED, external=True)
-    session.run(python, "-m", "pip", "install", "-q", *REFERENCE, external=True)
-
-    one_thread = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    theirs, ours = str(out / "transformers"), str(out / "drivetrain")
-    script = str(HERE / "parity" / "run.py")
-    session.run(
-        python, script, "--engine", "transformers", "--out", theirs, *cases, external=True, env=one_thread
-    )
-    session.run("python", script, "--engine", "drivetrain", "--out", ours, *cases, env=one_thread)
-    session.run("python", str(HERE / "parity" / "compare.py"), theirs, ours)
+    environment = {**QUIET, "CUDA_VISIBLE_DEVICES": ""}
+    for engine in ("transformers", "drivetrain"):
+        command = ("python", "parity/run.py", "--engine", engine, "--out", str(out / engine), *cases)
+        session.run(*command, env=environment)
+    session.run("python", "parity/compare.py", str(out / "transformers"), str(out / "drivetrain"))
 
 
 @nox.session
@@ -146,5 +139,5 @@ def minimums(session: nox.Session) -> None:
     session.run(
         "pytest",
         *(session.posargs or ("-q", "-m", "not slow")),
-        env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+        env=QUIET,
     )
