@@ -8,7 +8,7 @@ holds one function that goes through pluggy. That both are equal is a property t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -109,7 +109,10 @@ def trace(manager: pluggy.PluginManager, write: Callable[[str], object] | None =
         show(f"[hooks] step {step:>6}  {hook:<20} {callers}")
 
     def after(
-        outcome: pluggy.Result[Any], hook: str, implementations: list[pluggy.HookImpl], arguments: dict[str, Any]
+        outcome: pluggy.Result[Any],
+        hook: str,
+        implementations: list[pluggy.HookImpl],
+        arguments: dict[str, Any],
     ) -> None:
         if outcome.exception is not None:
             show(f"[hooks]              {hook} raised {outcome.exception!r}")
@@ -119,24 +122,46 @@ def trace(manager: pluggy.PluginManager, write: Callable[[str], object] | None =
     manager.add_hookcall_monitoring(before, after)
 
 
-def name_culprit(error: BaseException, manager: pluggy.PluginManager) -> None:
+def name_culprit(
+    error: BaseException, manager: pluggy.PluginManager, callbacks: Iterable[tuple[str, Any]] = ()
+) -> None:
     """Adds a note to an error that passed through a plugin: which plugin, and which hook.
 
     The step itself pays nothing for it: the traceback tells which implementation was running.
+
+    Args:
+        error: with its traceback.
+        manager: every plugin, by name.
+        callbacks: name and object of plugins that are documented callbacks, which pluggy does not know.
     """
-    owners: dict[CodeType, tuple[str, str]] = {}
+    owners: dict[CodeType, list[tuple[Any, str, str]]] = {}
     for name, plugin in manager.list_name_plugin():
         for caller in manager.get_hookcallers(plugin) or []:
             for found in caller.get_hookimpls():
-                code = getattr(found.function, "__code__", None)
-                if found.plugin is plugin and code is not None:
-                    owners[code] = (name, caller.name)
+                if found.plugin is plugin and not name.startswith("core:"):
+                    _note_owner(owners, found.function, plugin, name, caller.name)
+    for name, callback in callbacks:
+        for event in EVENTS:
+            _note_owner(owners, getattr(callback, event, None), callback, name, event)
     note = None
     traceback = error.__traceback__
     while traceback is not None:
-        owner = owners.get(traceback.tb_frame.f_code)
-        if owner is not None and not owner[0].startswith("core:"):
-            note = f"Raised by the plugin {owner[0]!r} in its hook {owner[1]}."
+        frame = traceback.tb_frame
+        candidates = owners.get(frame.f_code, [])
+        # Objects of one class share their code: the one whose method ran is among the frame's own names.
+        running = [
+            owner for owner in candidates if any(value is owner[0] for value in frame.f_locals.values())
+        ]
+        for _, name, hook in (running or candidates)[:1]:
+            note = f"Raised by the plugin {name!r} in its hook {hook}."
         traceback = traceback.tb_next
     if note is not None and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
+
+
+def _note_owner(
+    owners: dict[CodeType, list[tuple[Any, str, str]]], function: Any, plugin: Any, name: str, hook: str
+) -> None:
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        owners.setdefault(code, []).append((plugin, name, hook))

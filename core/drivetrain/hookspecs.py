@@ -84,7 +84,7 @@ class Events:
 
     @hookspec
     def on_init_end(self, run: Run) -> None:
-        """The Trainer has been built."""
+        """The Trainer has been built. Callbacks alone hear it; the other kinds are chosen when a run begins."""
 
     @hookspec
     def on_train_begin(self, run: Run) -> None:

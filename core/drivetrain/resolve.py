@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pluggy
-from packaging.requirements import Requirement
 
 from drivetrain import discover
 from drivetrain.binding import Events, new_manager, trace
 from drivetrain.errors import ConfigurationError, PluginError, did_you_mean
 from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, PluginInfo, Weight, import_string
+from drivetrain.requirements import missing, needs
 
 logger = logging.getLogger("drivetrain")
 
@@ -120,6 +120,7 @@ class Resolver:
         self.enabled.update(dict.fromkeys(self.wanted_options.pop("enable", ()), "plugins['enable']"))
         self.used_options: set[str] = set()
         self.broken: dict[str, str] = {}
+        self.cause: Exception | None = None
 
     # -- choosing ------------------------------------------------------------------------------------
 
@@ -170,7 +171,9 @@ class Resolver:
             candidates.append(active)
             # A named strategy beside an argument that means another one is a contradiction.
             candidates += [
-                claim for claim in self.claims(kind) if claim.weight == Weight.ARGUMENT and claim.name != wanted
+                claim
+                for claim in self.claims(kind)
+                if claim.weight == Weight.ARGUMENT and claim.name != wanted
             ]
         else:
             candidates += self.claims(kind)
@@ -182,7 +185,7 @@ class Resolver:
         best = [candidate for candidate in candidates if candidate.weight == heaviest]
         if argument == "optim" or argument == "lr_scheduler_type":
             # Their arguments always name a plugin, by default if not by the user: an instance comes before.
-            best = best[:1] if best[0].info is None else best
+            best = [candidate for candidate in best if candidate.info is None] or best
         if len(best) > 1:
             first, second = best[0], best[1]
             self.problems.append(
@@ -254,8 +257,12 @@ class Resolver:
         found = []
         for instance in self.instances:
             if kind_of(instance) == kind:
-                name = getattr(instance, "name", None) or type(instance).__name__
-                found.append(Active(kind, str(name), "plugins=[...]", plugin=instance))
+                name = str(getattr(instance, "name", None) or type(instance).__name__)
+                taken = {active.name for active in (*self.plan.of_kind(kind), *found)}
+                # A second one of a name is name#2, and finds its state again by that.
+                free = (name if n == 1 else f"{name}#{n}" for n in itertools.count(1))
+                name = next(candidate for candidate in free if candidate not in taken)
+                found.append(Active(kind, name, "plugins=[...]", plugin=instance))
         return found
 
     def _in_order(self, kind: str, chosen: list[Active]) -> list[Active]:
@@ -307,7 +314,9 @@ class Resolver:
         try:
             found = info.probe(self.args)
         except Exception as error:
-            self.problems.append(f"The probe of {info.kind} {info.name!r} failed: {type(error).__name__}: {error}")
+            self.problems.append(
+                f"The probe of {info.kind} {info.name!r} failed: {type(error).__name__}: {error}"
+            )
             return
         if found:
             self.problems.extend([found] if isinstance(found, str) else found)
@@ -319,7 +328,9 @@ class Resolver:
         options = info.options_class()
         if options is None:
             if given:
-                self.problems.append(f"{info.kind.capitalize()} {info.name!r} has no options, but got {dict(given)!r}.")
+                self.problems.append(
+                    f"{info.kind.capitalize()} {info.name!r} has no options, but got {dict(given)!r}."
+                )
                 return False
             return True
         known = [found.name for found in dataclasses.fields(options)]
@@ -341,12 +352,16 @@ class Resolver:
         installed = {entry.name: entry.kind for entry in discover.entries()}
         for name, source in self.enabled.items():
             if name not in installed:
-                self.problems.append(f"{source} enables {name!r}: {discover.unknown('plugin', name, installed)}")
+                self.problems.append(
+                    f"{source} enables {name!r}: {discover.unknown('plugin', name, installed)}"
+                )
         for name in self.wanted_options:
             if name in self.used_options:
                 continue
             if name in installed:
-                self.plan.inert.append(f"plugins[{name!r}] has no effect: the {installed[name]} {name!r} is not active.")
+                self.plan.inert.append(
+                    f"plugins[{name!r}] has no effect: the {installed[name]} {name!r} is not active."
+                )
             else:
                 self.problems.append(discover.unknown("plugin", name, sorted(installed)))
 
@@ -384,8 +399,10 @@ class Resolver:
         kind, _, name = owner.partition(":")
         active = self.plan.of_kind(kind)
         if name or not active:
-            return f"{shown} has no effect here: the {kind} {name!r} is not active." if name else (
-                f"{shown} has no effect here: no {kind} is active."
+            return (
+                f"{shown} has no effect here: the {kind} {name!r} is not active."
+                if name
+                else (f"{shown} has no effect here: no {kind} is active.")
             )
         return f"{shown} has no effect under the {kind} {', '.join(found.name for found in active)}."
 
@@ -397,7 +414,7 @@ class Resolver:
             if active.plugin is None and active.info is not None:
                 active.plugin = self.made.get(active.key) or self._make(active, active.info)
         if self.problems:
-            raise ConfigurationError(self.problems)
+            raise ConfigurationError(self.problems) from self.cause
         # pluggy calls the last registered first.
         for active in reversed(self.plan.active):
             if active.plugin is not None and not is_documented_callback(active.plugin):
@@ -417,7 +434,10 @@ class Resolver:
             manager.register(active.plugin, name=active.key)
             manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
-            self.problems.append(f"{active.kind.capitalize()} {active.name!r} is no plugin of drivetrain: {error}")
+            told = " ".join(str(error).split())
+            self.problems.append(
+                f"{active.kind.capitalize()} {active.name!r} is no plugin of drivetrain: {told}"
+            )
         else:
             if not manager.get_hookcallers(active.plugin):
                 self.problems.append(
@@ -432,6 +452,7 @@ class Resolver:
             self.problems.append(
                 f"{info.kind.capitalize()} {info.name!r} cannot be loaded: {type(error).__name__}: {error}"
             )
+            self.cause = self.cause or error
             return None
 
 
@@ -490,41 +511,12 @@ def _circle(kind: str, earlier: Mapping[str, set[str]], waiting: Iterable[str]) 
     if not first:
         return f"The {kind} {last!r} asks to come before itself; disable it."
     listed = ", ".join(repr(name) for name in first)
-    wish = "each ask to come before the other" if len(first) == 1 else "ask in a circle to come before one another"
+    wish = (
+        "each ask to come before the other"
+        if len(first) == 1
+        else "ask in a circle to come before one another"
+    )
     return f"The {kind}s {listed} and {last!r} {wish}; disable one."
-
-
-def missing(info: PluginInfo) -> list[str]:
-    """The requirements of a plugin that are not installed, by metadata alone."""
-    lacking = []
-    for text in info.requires:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate():
-            continue
-        version = _installed(requirement)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            lacking.append(text)
-    return lacking
-
-
-def needs(info: PluginInfo, lacking: Sequence[str]) -> str:
-    """What a plugin needs, what is there instead, and the line that installs it."""
-    found = [(requirement.name, _installed(requirement)) for requirement in map(Requirement, lacking)]
-    wrong = [f"{name} {version}" for name, version in found if version is not None]
-    names = " and ".join(lacking)
-    if wrong:
-        state = f"but here is {' and '.join(wrong)}"
-    else:
-        state = "which is not installed" if len(lacking) == 1 else "which are not installed"
-    line = f"'{info.distribution}[{info.extra}]'" if info.extra else " ".join(f"'{text}'" for text in lacking)
-    return f"needs {names}, {state}. Run: pip install {line}"
-
-
-def _installed(requirement: Requirement) -> str | None:
-    try:
-        return importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def changed_arguments(args: Any) -> set[str]:

@@ -106,7 +106,8 @@ def hyperparameter_search(
 
 def _plugin(trainer: Any, backend: str | HPSearchBackend | None) -> tuple[str, Any]:
     """The search plugin that was handed in, named, or found."""
-    from drivetrain.resolve import kind_of, missing
+    from drivetrain.requirements import missing
+    from drivetrain.resolve import kind_of
 
     wanted = str(getattr(backend, "value", backend)) if backend is not None else None
     for instance in getattr(trainer, "plugins", None) or ():

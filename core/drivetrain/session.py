@@ -16,7 +16,7 @@ from drivetrain.errors import PluginError
 from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.processes import current
-from drivetrain.resolve import Plan, resolve
+from drivetrain.resolve import Plan, is_documented_callback, resolve
 from drivetrain.slots import Model, OptimizerFactory, SchedulerFactory
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Session:
             made=trainer.made_plugins,
             traced=trainer.trace_hooks,
         )
+        for active in plan.active:
+            # Chosen since the trainer was built; what was there then, the user may have removed on purpose.
+            if is_documented_callback(active.plugin) and active.key not in trainer.made_plugins:
+                trainer.made_plugins[active.key] = active.plugin
+                trainer.callback_handler.add_callback(active.plugin)
         if training:
             for line in plan.inert:
                 logger.warning("%s", line)
@@ -82,9 +87,13 @@ class Session:
 
     def _transform(self, place: str, model: Model) -> Model:
         for active in self.run.plan.of_kind("transform"):
-            if (active.info.place if active.info else getattr(active.plugin, "place", "before_wrap")) == place:
+            if (
+                active.info.place if active.info else getattr(active.plugin, "place", "before_wrap")
+            ) == place:
                 # One plugin at a time, through pluggy, which itself cannot hand one's result to the next.
-                others = {id(a.plugin): a.plugin for a in self.run.plan.active if a.plugin is not active.plugin}
+                others = {
+                    id(a.plugin): a.plugin for a in self.run.plan.active if a.plugin is not active.plugin
+                }
                 hook = self.run.plan.manager.subset_hook_caller("transform_model", list(others.values()))
                 for result in hook(run=self.run, model=model):
                     model = result
@@ -160,7 +169,10 @@ def culprits_named(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         plan: Plan = run.plan
-        name_culprit(error, plan.manager)
+        callbacks = [
+            (found.key, found.plugin) for found in plan.active if is_documented_callback(found.plugin)
+        ]
+        name_culprit(error, plan.manager, callbacks)
         if plan.events is not None:
             for call in plan.events.on_exception:
                 try:

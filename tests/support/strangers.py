@@ -46,7 +46,9 @@ class Site:
             (self.folder / f"{name}.py").write_text(textwrap.dedent(source))
         discover.refresh()
 
-    def plugin(self, kind: str, name: str, *, fields: str = "", body: str = "", distribution: str | None = None) -> str:
+    def plugin(
+        self, kind: str, name: str, *, fields: str = "", body: str = "", distribution: str | None = None
+    ) -> str:
         """Installs one plugin of a kind in a module of its own, and returns the module's name.
 
         Args:
@@ -66,7 +68,9 @@ class Site:
             "class Plugin:\n" + textwrap.indent(textwrap.dedent(body) or "pass\n", "    ")
         )
         self.add(
-            distribution or f"drivetrain-{name.replace('_', '-')}", {kind: {name: f"{module}:INFO"}}, **{module: source}
+            distribution or f"drivetrain-{name.replace('_', '-')}",
+            {kind: {name: f"{module}:INFO"}},
+            **{module: source},
         )
         return module
 

@@ -61,7 +61,7 @@ def lacking_line(entry: Entry) -> str | None:
 
 def probed(entry: Entry) -> str:
     """The state of a plugin as its own info and probe tell it."""
-    from drivetrain.resolve import missing
+    from drivetrain.requirements import missing
 
     try:
         info = load_info(entry.kind, entry.name)
@@ -278,7 +278,7 @@ def enable(name: str) -> None:
                 else "it decides by itself."
             )
         )
-    from drivetrain.resolve import missing
+    from drivetrain.requirements import missing
 
     lacking = missing(info)
     if lacking:

@@ -123,7 +123,9 @@ def call_bound(bound: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
 
 
 @settings(max_examples=300, deadline=None)
-@given(made=st.lists(implementations, max_size=6), hook=st.sampled_from(sorted(ARGUMENTS)), traced=st.booleans())
+@given(
+    made=st.lists(implementations, max_size=6), hook=st.sampled_from(sorted(ARGUMENTS)), traced=st.booleans()
+)
 def test_bound_equals_pluggy(made: list[Implementation], hook: str, traced: bool) -> None:
     calls: list[Any] = []
     manager = new_manager()
@@ -144,7 +146,9 @@ def test_bound_equals_pluggy(made: list[Implementation], hook: str, traced: bool
 
 @settings(max_examples=100, deadline=None)
 @given(made=st.lists(plain_only, max_size=6), hook=st.sampled_from(sorted(ARGUMENTS)))
-def test_without_wrappers_a_bound_hook_is_the_functions_themselves(made: list[Implementation], hook: str) -> None:
+def test_without_wrappers_a_bound_hook_is_the_functions_themselves(
+    made: list[Implementation], hook: str
+) -> None:
     manager = new_manager()
     for number, one in enumerate(made):
         manager.register(plugin_of(one, number, hook, []), name=f"p{number}")

@@ -14,7 +14,11 @@ from drivetrain.plugin import KINDS
 
 
 def test_listing_imports_neither_torch_nor_any_plugin(site: Site) -> None:
-    site.add("drivetrain-loud", {"callback": {"loud": "loud_stranger:INFO"}}, loud_stranger="raise SystemExit('imported')")
+    site.add(
+        "drivetrain-loud",
+        {"callback": {"loud": "loud_stranger:INFO"}},
+        loud_stranger="raise SystemExit('imported')",
+    )
     code = (
         "import sys\n"
         "from drivetrain import discover\n"
@@ -25,7 +29,9 @@ def test_listing_imports_neither_torch_nor_any_plugin(site: Site) -> None:
         "assert not heavy, heavy\n"
     )
     environment = {"PYTHONPATH": str(site.folder), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -74,7 +80,9 @@ def test_two_distributions_with_one_name(site: Site) -> None:
     )
 
 
-def test_one_distribution_that_stands_twice_on_the_path_is_one(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_distribution_that_stands_twice_on_the_path_is_one(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.plugin("strategy", "ring")
     again = Site(tmp_path / "again")
     again.folder.mkdir()
@@ -93,7 +101,10 @@ def test_one_name_may_serve_several_kinds(site: Site) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("import no_such_module_at_all", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+        (
+            "import no_such_module_at_all",
+            "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module_at_all'",
+        ),
         ("INFO = 1 / 0", "cannot be loaded: ZeroDivisionError: division by zero"),
         ("OTHER = None", "cannot be loaded: AttributeError"),
         ("INFO = object()", "names broken_stranger:INFO, which is no PluginInfo but a object."),

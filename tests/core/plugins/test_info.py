@@ -34,7 +34,7 @@ def test_a_transform_says_its_place() -> None:
 
 
 def test_an_implementation_is_module_and_attribute() -> None:
-    with pytest.raises(ValueError, match="must name its implementation as 'package.module:attribute'"):
+    with pytest.raises(ValueError, match=r"must name its implementation as 'package.module:attribute'"):
         info(implementation="package.module.attribute")
 
 

@@ -48,7 +48,11 @@ def test_an_unknown_strategy(problems: Problems, site: Site) -> None:
 
 
 def test_a_strangers_strategy_is_chosen_by_name(plan: MakePlan, site: Site) -> None:
-    site.plugin("strategy", "ring", body="from drivetrain import hookimpl as h\n@h\ndef make_strategy(self, run): return 1\n")
+    site.plugin(
+        "strategy",
+        "ring",
+        body="from drivetrain import hookimpl as h\n@h\ndef make_strategy(self, run): return 1\n",
+    )
     found = plan(strategy="ring").slot("strategy")
     assert found is not None
     assert (found.name, found.version, found.reason) == ("ring", "1.0", "strategy='ring'")
@@ -67,7 +71,9 @@ def test_a_strangers_strategy_is_chosen_by_its_claim(plan: MakePlan, site: Site)
 
 def test_two_claims_name_both(problems: Problems, site: Site) -> None:
     for name, word in (("ring", "seed=7"), ("star", "seed!=42")):
-        site.plugin("strategy", name, fields=f"chosen_by=lambda args: Claim({word!r}) if args.seed == 7 else None")
+        site.plugin(
+            "strategy", name, fields=f"chosen_by=lambda args: Claim({word!r}) if args.seed == 7 else None"
+        )
     (sentence,) = problems(seed=7)
     assert sentence == (
         "Two plugins claim the slot 'strategy': 'ring' by seed=7, and 'star' by seed!=42. Leave one of them out."
@@ -75,14 +81,19 @@ def test_two_claims_name_both(problems: Problems, site: Site) -> None:
 
 
 def test_a_named_strategy_beside_an_argument_that_means_another(problems: Problems, site: Site) -> None:
-    site.plugin("strategy", "ring", fields="chosen_by=lambda args: Claim('seed=7') if args.seed == 7 else None")
+    site.plugin(
+        "strategy", "ring", fields="chosen_by=lambda args: Claim('seed=7') if args.seed == 7 else None"
+    )
     (sentence,) = problems(seed=7, strategy="single")
     assert "'single' by strategy='single', and 'ring' by seed=7" in sentence
 
 
 def test_two_precisions(tmp_path: Path, problems: Problems) -> None:
     (sentence,) = problems(bf16=True, precision="fp32")
-    assert "Two plugins claim the slot 'precision': 'fp32' by precision='fp32', and 'bf16' by bf16=True" in sentence
+    assert (
+        "Two plugins claim the slot 'precision': 'fp32' by precision='fp32', and 'bf16' by bf16=True"
+        in sentence
+    )
 
 
 # -- requirements, probes, options ---------------------------------------------------------------------
@@ -98,7 +109,9 @@ def test_a_missing_requirement_has_the_pip_line(problems: Problems, site: Site) 
 
 def test_missing_requirements_of_a_strangers_own(problems: Problems, site: Site) -> None:
     site.plugin(
-        "strategy", "deep", fields='requires=("nobody-a>=2", "nobody-b"), extra="all", distribution="drivetrain-deep"'
+        "strategy",
+        "deep",
+        fields='requires=("nobody-a>=2", "nobody-b"), extra="all", distribution="drivetrain-deep"',
     )
     (sentence,) = problems(strategy="deep")
     assert sentence == (
@@ -128,7 +141,9 @@ def test_a_probe_says_why_not_here(problems: Problems, site: Site) -> None:
 
 def test_a_probe_that_fails_is_named(problems: Problems, site: Site) -> None:
     site.plugin("strategy", "deep", fields="probe=lambda args: 1 / 0")
-    assert problems(strategy="deep") == ("The probe of strategy 'deep' failed: ZeroDivisionError: division by zero",)
+    assert problems(strategy="deep") == (
+        "The probe of strategy 'deep' failed: ZeroDivisionError: division by zero",
+    )
 
 
 OPTIONS = """
@@ -161,7 +176,9 @@ LISTENER = "@hookimpl\ndef on_step_end(self, run): ...\n"
 
 @pytest.fixture
 def greeter(site: Site) -> Site:
-    site.add("drivetrain-greeter", {"callback": {"greeter": "greeter_stranger:INFO"}}, greeter_stranger=OPTIONS)
+    site.add(
+        "drivetrain-greeter", {"callback": {"greeter": "greeter_stranger:INFO"}}, greeter_stranger=OPTIONS
+    )
     return site
 
 
@@ -186,7 +203,9 @@ def test_an_option_that_the_plugin_refuses(problems: Problems, greeter: Site) ->
 
 def test_options_for_a_plugin_without_any(problems: Problems, site: Site) -> None:
     site.plugin("callback", "plain", body=LISTENER)
-    assert problems(plugins={"plain": {"every": 3}}) == ("Callback 'plain' has no options, but got {'every': 3}.",)
+    assert problems(plugins={"plain": {"every": 3}}) == (
+        "Callback 'plain' has no options, but got {'every': 3}.",
+    )
 
 
 def test_options_for_a_plugin_that_is_not_there(problems: Problems, greeter: Site) -> None:
@@ -195,7 +214,9 @@ def test_options_for_a_plugin_that_is_not_there(problems: Problems, greeter: Sit
 
 
 def test_options_for_a_slot_that_is_not_active_are_said_to_do_nothing(plan: MakePlan) -> None:
-    assert "plugins['ddp'] has no effect: the strategy 'ddp' is not active." in plan(plugins={"ddp": {}}).inert
+    assert (
+        "plugins['ddp'] has no effect: the strategy 'ddp' is not active." in plan(plugins={"ddp": {}}).inert
+    )
 
 
 # -- enabled by the project ----------------------------------------------------------------------------
@@ -208,7 +229,9 @@ def test_installed_is_not_active(plan: MakePlan, greeter: Site) -> None:
 def test_enabled_in_drivetrain_toml(greeter: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     project.mkdir()
-    (project / "drivetrain.toml").write_text('[plugins]\nenable = ["greeter"]\n[plugins.greeter]\nevery = 4\n')
+    (project / "drivetrain.toml").write_text(
+        '[plugins]\nenable = ["greeter"]\n[plugins.greeter]\nevery = 4\n'
+    )
     monkeypatch.chdir(project)
     made = trainer(tmp_path / "out", max_steps=1)
     made.train()
@@ -261,22 +284,33 @@ def test_a_broken_plugin_that_nobody_asked_for_is_a_warning(
 def test_a_broken_plugin_that_was_asked_for_is_an_error(problems: Problems, site: Site) -> None:
     site.add("drivetrain-broken", {"strategy": {"broken": "broken_stranger:INFO"}}, broken_stranger="1 / 0")
     (sentence,) = problems(strategy="broken")
-    assert sentence.startswith("Strategy 'broken' of drivetrain-broken 1.0 cannot be loaded: ZeroDivisionError")
+    assert sentence.startswith(
+        "Strategy 'broken' of drivetrain-broken 1.0 cannot be loaded: ZeroDivisionError"
+    )
 
 
-def test_a_claim_that_fails_is_a_warning_too(plan: MakePlan, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_claim_that_fails_is_a_warning_too(
+    plan: MakePlan, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     site.plugin("callback", "rash", fields="chosen_by=lambda args: args.no_such_argument")
     with caplog.at_level(logging.WARNING, "drivetrain"):
         plan()
-    assert "Callback 'rash' of drivetrain-rash 1.0 cannot tell whether it is wanted: AttributeError" in caplog.text
+    assert (
+        "Callback 'rash' of drivetrain-rash 1.0 cannot tell whether it is wanted: AttributeError"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("fields", ["chosen_by=lambda args: 1 / 0", "no_such_field=1"])
-def test_a_broken_plugin_whose_argument_is_set_is_an_error(problems: Problems, site: Site, fields: str) -> None:
+def test_a_broken_plugin_whose_argument_is_set_is_an_error(
+    problems: Problems, site: Site, fields: str
+) -> None:
     """The run must not go on without sharding because the plugin that shards is broken."""
     site.plugin("strategy", "fsdp", fields=fields)
     (sentence,) = problems(fsdp="full_shard")
-    assert sentence.startswith("fsdp=['full_shard'] needs the strategy 'fsdp': Strategy 'fsdp' of drivetrain-fsdp 1.0 cannot")
+    assert sentence.startswith(
+        "fsdp=['full_shard'] needs the strategy 'fsdp': Strategy 'fsdp' of drivetrain-fsdp 1.0 cannot"
+    )
 
 
 # -- conflicts, order ----------------------------------------------------------------------------------
@@ -284,7 +318,9 @@ def test_a_broken_plugin_whose_argument_is_set_is_an_error(problems: Problems, s
 
 def test_a_conflict_names_both_and_the_cure(problems: Problems, site: Site) -> None:
     site.plugin("callback", "peek", fields="conflicts={'strategy:single': 'disable peek.'}", body=LISTENER)
-    assert problems(plugins={"peek": {}}) == ("Callback 'peek' and strategy 'single' exclude each other: disable peek.",)
+    assert problems(plugins={"peek": {}}) == (
+        "Callback 'peek' and strategy 'single' exclude each other: disable peek.",
+    )
 
 
 def test_a_conflict_that_is_not_there(plan: MakePlan, site: Site) -> None:
@@ -303,7 +339,12 @@ def test_order_by_before_and_after(plan: MakePlan, site: Site) -> None:
 
 def test_listeners_are_called_in_their_order(plan: MakePlan, site: Site) -> None:
     for name, fields in (("a", "after=('b',)"), ("b", "")):
-        site.plugin("callback", name, fields=fields, body="@hookimpl\ndef on_step_end(self, run): run.append(self.name)\n" f"name = {name!r}\n")
+        site.plugin(
+            "callback",
+            name,
+            fields=fields,
+            body=f"@hookimpl\ndef on_step_end(self, run): run.append(self.name)\nname = {name!r}\n",
+        )
     called: list[str] = []
     for call in plan(plugins={"a": {}, "b": {}}).events.on_step_end:
         call(called)
@@ -322,7 +363,9 @@ def test_a_wider_circle(problems: Problems, site: Site) -> None:
     for name, before in ("ab", "bc", "ca"):
         site.plugin("callback", name, fields=f"before=({before!r},)", body=LISTENER)
     (sentence,) = problems(plugins={"a": {}, "b": {}, "c": {}})
-    assert sentence == "The callbacks 'a', 'b' and 'c' ask in a circle to come before one another; disable one."
+    assert (
+        sentence == "The callbacks 'a', 'b' and 'c' ask in a circle to come before one another; disable one."
+    )
 
 
 def test_a_circle_of_one(problems: Problems, site: Site) -> None:
@@ -351,7 +394,13 @@ def test_every_problem_is_collected_and_nothing_heavy_loads(problems: Problems, 
         plugins={"greeter": {"evry": 1}, "heavy": {}, "needy": {}, "nobody": {}},
     )
     text = "\n".join(found)
-    for part in ("Unknown strategy 'singel'", "'evry'", "needs no-engine", "Unknown plugin 'nobody'", "deepspeed="):
+    for part in (
+        "Unknown strategy 'singel'",
+        "'evry'",
+        "needs no-engine",
+        "Unknown plugin 'nobody'",
+        "deepspeed=",
+    ):
         assert text.count(part) == 1, text
     assert len(found) == 5
 
@@ -370,13 +419,34 @@ def test_several_problems_are_one_error_with_a_list(plan: MakePlan, site: Site) 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"fsdp": "full_shard"}, "fsdp=['full_shard'] is not there yet: it needs the strategy plugin 'fsdp', which is not installed."),
-        ({"sharded_ddp": "simple"}, "sharded_ddp=['simple'] is not there yet: it needs the strategy plugin 'fairscale', which is not installed."),
-        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "it needs the strategy plugin 'deepspeed', which is not installed."),
-        ({"tpu_num_cores": 8}, "tpu_num_cores=8 is not there yet: it needs the strategy plugin 'xla', which is not installed."),
-        ({"jit_mode_eval": True}, "jit_mode_eval=True is not there yet: it needs the transform plugin 'jit', which is not installed."),
-        ({"use_ipex": True}, "use_ipex=True is not there yet: it needs the transform plugin 'ipex', which is not installed."),
-        ({"debug": "underflow_overflow"}, "is not there yet: it needs the callback plugin 'underflow_overflow', which is not installed."),
+        (
+            {"fsdp": "full_shard"},
+            "fsdp=['full_shard'] is not there yet: it needs the strategy plugin 'fsdp', which is not installed.",
+        ),
+        (
+            {"sharded_ddp": "simple"},
+            "sharded_ddp=['simple'] is not there yet: it needs the strategy plugin 'fairscale', which is not installed.",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2}}},
+            "it needs the strategy plugin 'deepspeed', which is not installed.",
+        ),
+        (
+            {"tpu_num_cores": 8},
+            "tpu_num_cores=8 is not there yet: it needs the strategy plugin 'xla', which is not installed.",
+        ),
+        (
+            {"jit_mode_eval": True},
+            "jit_mode_eval=True is not there yet: it needs the transform plugin 'jit', which is not installed.",
+        ),
+        (
+            {"use_ipex": True},
+            "use_ipex=True is not there yet: it needs the transform plugin 'ipex', which is not installed.",
+        ),
+        (
+            {"debug": "underflow_overflow"},
+            "is not there yet: it needs the callback plugin 'underflow_overflow', which is not installed.",
+        ),
         ({"optim": "adamw_bnb_8bit"}, "Unknown optimizer 'adamw_bnb_8bit'."),
         ({"report_to": "mlflow"}, "Unknown logger 'mlflow'."),
     ],
@@ -398,10 +468,22 @@ def test_a_strangers_plugin_takes_over_what_is_not_there_yet(plan: MakePlan, sit
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, "warmup_steps=5 has no effect under the scheduler constant."),
-        ({"logging_steps": 5, "logging_strategy": "no"}, "logging_steps=5 has no effect: logging_strategy is not 'steps'."),
-        ({"ddp_bucket_cap_mb": 5}, "ddp_bucket_cap_mb=5 has no effect here: the strategy 'ddp' is not active."),
-        ({"hub_model_id": "someone/something"}, "hub_model_id='someone/something' has no effect here: no hub is active."),
+        (
+            {"warmup_steps": 5, "lr_scheduler_type": "constant"},
+            "warmup_steps=5 has no effect under the scheduler constant.",
+        ),
+        (
+            {"logging_steps": 5, "logging_strategy": "no"},
+            "logging_steps=5 has no effect: logging_strategy is not 'steps'.",
+        ),
+        (
+            {"ddp_bucket_cap_mb": 5},
+            "ddp_bucket_cap_mb=5 has no effect here: the strategy 'ddp' is not active.",
+        ),
+        (
+            {"hub_model_id": "someone/something"},
+            "hub_model_id='someone/something' has no effect here: no hub is active.",
+        ),
         ({"adam_beta1": 0.5, "optim": "sgd"}, "adam_beta1=0.5 has no effect under the optimizer sgd."),
     ],
 )
