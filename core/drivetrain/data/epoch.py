@@ -3,10 +3,11 @@
 A plain loader without workers is read here, row by row, without torch's own iterator: the same rows, the same
 draws, and less work a batch. With workers torch's iterator is given the batches that remain.
 
-Batches are fetched when they are asked for, unless fetching draws random numbers (a collator that masks at
-random, say). Then one batch is fetched ahead, as accelerate's loaders did for transformers 4.34.0, so that
-the draws of the data and those of the model fall in the same order; and the random state from before that
-fetch is kept, so that a resumed run fetches the same batch again.
+Loaders that the Trainer made fetch one batch ahead, as they did in transformers 4.34.0, so that the draws of
+the data (a collator that masks at random, say) and those of the model fall in the same order. The random state
+from before that fetch is kept, of the kinds that fetching draws from, so that a resumed run fetches the same
+batch again. Iterable data that tell their state would do so for every batch that is fetched ahead; they are
+spared that where their first batch draws nothing. A loader of the user's own is read as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from drivetrain.data import randomness
 from drivetrain.data.dealing import Dealt
 from drivetrain.data.device import first_row
 from drivetrain.data.fetching import foreign_items, iterable_items, map_items, skip, stateful, worker_items
+from drivetrain.data.loader import fetches_ahead
 from drivetrain.data.position import Position, is_json, of_rank
 from drivetrain.data.samplers import has_length
 from drivetrain.data.source import (
@@ -207,7 +209,11 @@ class BatchIterator:
                 if self._position is None:
                     self._ahead = randomness.drawn(before, randomness.fingerprint())
                     # Loaders of which each rank has its own agree on every batch, so all must fetch in step.
-                    self._is_ahead = self._any_ahead() if self.own else bool(self._ahead)
+                    draws = self._any_ahead() if self.own else bool(self._ahead)
+                    self._is_ahead = fetches_ahead(self.dataloader) and (draws or self._stateful is None)
+                    if self._is_ahead and "torch" not in self._ahead:
+                        # Rows that draw now and then draw from torch most often, whose state takes 1 µs.
+                        self._ahead = ("torch", *self._ahead)
                 if current is None:
                     return
             if self._is_ahead:

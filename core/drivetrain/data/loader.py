@@ -61,4 +61,11 @@ def make_dataloader(
         options["drop_last"] = args.dataloader_drop_last
         if train:
             options["worker_init_fn"] = seed_worker
-    return DataLoader(dataset, **options)
+    loader: Any = DataLoader(dataset, **options)
+    loader.fetches_ahead = True
+    return loader  # type: ignore[no-any-return]
+
+
+def fetches_ahead(loader: Any) -> bool:
+    """Whether a batch is fetched ahead: of loaders that `make_dataloader` made, without workers."""
+    return bool(getattr(loader, "fetches_ahead", False)) and not loader.num_workers

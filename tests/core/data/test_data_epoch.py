@@ -112,6 +112,16 @@ class Lazy(Sampler):
             yield int(torch.randint(ROWS, (1,), generator=generator))
 
 
+class NowAndThen:
+    """A dataset of which some rows are noisy."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, index):
+        return index, torch.rand(1).item() if index % 7 == 0 else 0.0
+
+
 class Buckets(Sampler):
     """Batches of unequal size, shuffled by Python's generator."""
 
@@ -179,6 +189,7 @@ LOADERS = {
     ),
     "noisy collator": lambda: DataLoader(DATA, 4, shuffle=True, collate_fn=noisy),
     "noisy rows": lambda: DataLoader(Noisy(), 4, shuffle=True, collate_fn=list),
+    "rows noisy now and then": lambda: DataLoader(NowAndThen(), 4, shuffle=True, collate_fn=list),
     "stream": lambda: DataLoader(Stream(), 4, collate_fn=list),
     "stream, drop_last": lambda: DataLoader(Stream(), 4, drop_last=True, collate_fn=list),
     "stream, no batches": lambda: DataLoader(Stream(), None, collate_fn=lambda row: row),
@@ -192,7 +203,17 @@ LOADERS = {
 REREADS = {name for name in LOADERS if "own kind" in name or name == "list of batches"} | {
     "stream", "stream, drop_last", "stream, no batches", "noisy stream",
 }  # fmt: skip
-loaders = pytest.mark.parametrize("name", LOADERS)
+# A loader that the Trainer made fetches ahead; one of the user's own does not.
+OURS = {f"{name}, made by the Trainer": name for name in LOADERS if "own kind" not in name and name != "list of batches"}
+REREADS |= {name for name, plain_name in OURS.items() if plain_name in REREADS}
+loaders = pytest.mark.parametrize("name", [*LOADERS, *OURS])
+
+
+def build(name):
+    loader = LOADERS[OURS.get(name, name)]()
+    if name in OURS:
+        loader.fetches_ahead = True
+    return loader
 
 
 def plain(value):
@@ -210,12 +231,13 @@ def model_draws():
 @loaders
 def test_batches_and_draws_are_those_of_torch(name):
     seed_all()
-    loader, expected = LOADERS[name](), []
+    loader, expected = build(name), []
     for _ in range(2):
-        expected += [(plain(batch), model_draws()) for batch in ahead(loader)]
+        batches = ahead(loader) if name in OURS else loader
+        expected += [(plain(batch), model_draws()) for batch in batches]
     after = torch.rand(1)
     seed_all()
-    loader, got = LOADERS[name](), []
+    loader, got = build(name), []
     for epoch in range(2):
         iterator = epoch_of(loader, epoch)
         for batch in iterator:
@@ -231,7 +253,7 @@ def test_batches_and_draws_are_those_of_torch(name):
 def test_a_resume_goes_on_exactly_from_everywhere(name, caplog):
     """Two epochs, stopped after each batch of the second; then a new loader goes on from the checkpoint."""
     seed_all()
-    loader = LOADERS[name]()
+    loader = build(name)
     for _ in epoch_of(loader):
         model_draws()
     seen, saved = [], []
@@ -244,7 +266,7 @@ def test_a_resume_goes_on_exactly_from_everywhere(name, caplog):
     following = [plain(batch) for batch in epoch_of(loader, 2)]
 
     for text, state, number in saved:
-        fresh = LOADERS[name]()
+        fresh = build(name)
         seed_all(99)
         caplog.clear()
         resumed = epoch_of(fresh, 1, json.loads(text))
@@ -260,20 +282,20 @@ def test_a_resume_goes_on_exactly_from_everywhere(name, caplog):
         )
 
 
-@pytest.mark.parametrize("name", [name for name in LOADERS if name not in REREADS])
+@pytest.mark.parametrize("name", [name for name in (*LOADERS, *OURS) if name not in REREADS])
 def test_a_second_resume_goes_on_exactly_as_well(name):
     seed_all()
-    loader = LOADERS[name]()
+    loader = build(name)
     iterator, batches = epoch_of(loader), []
     for batch in iterator:
         batches.append(plain(batch))
         if len(batches) == 2:
             text, state = json.dumps(iterator.position()), capture()
-    resumed = epoch_of(LOADERS[name](), 0, json.loads(text))
+    resumed = epoch_of(build(name), 0, json.loads(text))
     restore(state)
     assert plain(next(resumed)) == batches[2]
     text, state = json.dumps(resumed.position()), capture()
-    again = epoch_of(LOADERS[name](), 0, json.loads(text))
+    again = epoch_of(build(name), 0, json.loads(text))
     restore(state)
     assert [plain(batch) for batch in again] == batches[3:]
 
