@@ -100,11 +100,13 @@ class Evaluations:
                 if self.args.place_model_on_device:
                     self.model.to(run.device)
                 session.autocast(self.model)
-                run.model_wrapped = self.model_wrapped = self.model
+                model = session._transform("before_wrap", self.model)
+                run.model_wrapped = self.model_wrapped = session._transform("after_prepare", model)
                 with evaluation_dtype(self.model, run.precision.policy.evaluation):
                     yield
             finally:
                 session.close()
+                self.model_wrapped = self.model
 
     def evaluation_loop(
         self: Trainer,

@@ -22,9 +22,11 @@ class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(4, 2)
+        self.calls = 0
     def forward(self, x, labels=None):
         time.sleep(float(sys.argv[3]))
-        if len(sys.argv) > 4 and sys.argv[4] == "fail" and trainer.state.global_step == 8:
+        self.calls += 1
+        if len(sys.argv) > 4 and sys.argv[4] == "fail" and self.calls == 8:
             raise RuntimeError("the model broke")
         logits = self.layer(x)
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
@@ -142,8 +144,9 @@ def test_training_on_a_terminal(tmp_path: Path, columns: int) -> None:
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is hidden"
 
 
-def test_an_error_gives_the_terminal_back_before_it_is_shown(tmp_path: Path) -> None:
-    written, status = in_terminal(command(tmp_path, "train", str(tmp_path / "out"), "0.02", "fail"), 100)
+@pytest.mark.parametrize("what", ["train", "evaluate"])
+def test_an_error_gives_the_terminal_back_before_it_is_shown(tmp_path: Path, what: str) -> None:
+    written, status = in_terminal(command(tmp_path, what, str(tmp_path / "out"), "0.02", "fail"), 100)
     assert status == 1
     assert "the model broke" in written
     shown = written.rindex("\x1b[?25h")
@@ -198,6 +201,34 @@ def test_plain_lines_where_a_bar_cannot_move(tmp_path: Path, terminal: bool) -> 
         r"step  4/12  epoch 0\.33  loss \d\.\d+  lr \d\.\d+e-05  [\d,.]+ rows/s  \d+:\d\d left", lines[0]
     )
     assert re.fullmatch(r"step  6/12  epoch 0\.50  eval_loss \d\.\d+  in [\d.]+ s  [\d,.]+ rows/s", lines[1])
+
+
+def test_what_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from drivetrain_plugins.callback.progress import is_terminal
+
+    class Notebook:
+        """The output of a notebook: a stream of its own that writes to a page."""
+
+        def write(self, text: str) -> int:
+            return len(text)
+
+        def isatty(self) -> bool:
+            return False
+
+    closed = io.StringIO()
+    closed.close()
+    with (tmp_path / "file").open("w") as file:
+        for stream in (None, closed, file, Notebook(), object()):
+            assert not is_terminal(stream)
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        monkeypatch.setenv("TERM", "xterm")
+        assert is_terminal(terminal)
+        monkeypatch.setenv("TERM", "dumb")
+        assert not is_terminal(terminal)
+    os.close(reader)
 
 
 def test_a_step_pays_nothing_for_the_bar() -> None:

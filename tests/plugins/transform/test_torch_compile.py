@@ -106,6 +106,25 @@ def test_the_model_is_compiled_while_it_trains_and_bare_afterwards(tmp_path: Pat
     assert model._compiled_call_impl is None
 
 
+@pytest.mark.parametrize("what", ["evaluate", "predict"])
+def test_evaluation_and_prediction_by_themselves_are_compiled_too(tmp_path: Path, what: str) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.register_backend(counting, name=f"counting_{what}")
+    made = trainer(tmp_path, torch_compile_backend=f"counting_{what}")
+    for _ in range(2):
+        if what == "evaluate":
+            made.evaluate()
+        else:
+            made.predict(rows())
+        assert len(graphs) == 1  # the second time finds it compiled
+        assert made.model._compiled_call_impl is None
+
+
 def test_an_error_leaves_the_model_bare(tmp_path: Path) -> None:
     made = trainer(tmp_path, torch_compile_backend="eager")
 
