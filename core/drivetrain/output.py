@@ -36,6 +36,8 @@ class Output:
 
     def _weights(self: Trainer) -> dict[str, torch.Tensor]:
         """The whole model's weights; under a strategy that spreads them a collective."""
+        if self.writer is not None and self.writer.is_writer() and self.snapshot is not None:
+            return self.snapshot.weights  # training goes on, and the model with it
         if self.is_in_train and self.run.strategy is not None and self.run.model_wrapped is not None:
             return self.run.strategy.state_out(weights_only=True).weights
         return dict(self.model.state_dict())

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.background import copied, on_host
 from drivetrain.callbacks import TrainerState
 from drivetrain.checkpoint import (
     CheckpointContents,
@@ -37,22 +38,59 @@ def run_folder(trainer: Trainer) -> str:
     return trainer.args.output_dir
 
 
-def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> str:
+def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
     """Writes `checkpoint-STEP`, notes whether it is the best, and deletes what is too old.
+
+    Under `save_async` the state is copied to host memory, and a thread writes it; what goes wrong there is
+    raised by the next save, or at the end of training.
 
     Args:
         trainer: its `save_model` writes the weights.
         run: the run.
         metrics: of the evaluation at this very step, or None.
-
-    Returns:
-        The checkpoint's folder.
     """
+    if trainer.writer is not None:
+        trainer.writer.wait()  # one at a time; and its failure is told before there is another
     folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
     best = run.state.best_metric, run.state.best_model_checkpoint
     note_best(trainer, folder, metrics)
+    contents = gather(trainer, run)
+    spared = run.state.best_model_checkpoint
+
+    def write() -> str:
+        try:
+            save_checkpoint(
+                folder,
+                contents,
+                save_model=trainer.save_into_checkpoint,
+                rank=run.processes.rank,
+                world_size=run.processes.world_size,
+                barrier=run.processes.barrier,
+            )
+        except BaseException:
+            # What is not there cannot be the best.
+            run.state.best_metric, run.state.best_model_checkpoint = best
+            raise
+        if run.is_main_process:
+            rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
+        return folder
+
+    if trainer.writer is None:
+        trainer.last_saved = write()
+        run.processes.barrier()
+    else:
+        assert contents.train_state is not None
+        contents.train_state = trainer.snapshot = on_host(contents.train_state)
+        contents.scheduler, contents.loss = copied(contents.scheduler), copied(contents.loss)
+        contents.plugin_states = copied(contents.plugin_states)
+        contents.callback_states = copied(contents.callback_states)
+        trainer.writer.submit(write)
+
+
+def gather(trainer: Trainer, run: Run) -> CheckpointContents:
+    """All that a checkpoint holds. A collective."""
     position = trainer.position
-    contents = CheckpointContents(
+    return CheckpointContents(
         train_state=run.strategy.state_out(),
         scheduler=run.lr_scheduler.state_dict() if run.lr_scheduler is not None else None,
         random=RandomState.capture(),
@@ -71,24 +109,6 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> str:
         plugin_states=plugin_states(run),
         callback_states=callback_states(trainer),
     )
-    try:
-        save_checkpoint(
-            folder,
-            contents,
-            save_model=trainer.save_into_checkpoint,
-            rank=run.processes.rank,
-            world_size=run.processes.world_size,
-            barrier=run.processes.barrier,
-        )
-    except BaseException:
-        # What is not there cannot be the best.
-        run.state.best_metric, run.state.best_model_checkpoint = best
-        raise
-    trainer.last_saved = folder
-    if run.is_main_process:
-        rotate_checkpoints(trainer)
-    run.processes.barrier()
-    return folder
 
 
 def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -> None:
@@ -105,12 +125,6 @@ def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -
     ):
         state.best_metric = value
         state.best_model_checkpoint = folder
-
-
-def rotate_checkpoints(trainer: Trainer) -> None:
-    """Deletes the oldest checkpoints beyond `save_total_limit`; the best and the latest are spared."""
-    args = trainer.args
-    rotate(run_folder(trainer), args.save_total_limit, best=trainer.state.best_model_checkpoint, latest=trainer.last_saved)
 
 
 def rotate_at_end(trainer: Trainer) -> None:

@@ -7,8 +7,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from drivetrain import saving, settings
 from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
+from drivetrain.background import BackgroundWriter
 from drivetrain.callbacks import (
     CallbackHandler,
     DefaultFlowCallback,
@@ -40,7 +41,7 @@ from drivetrain.run import Run
 from drivetrain.search import hyperparameter_search
 from drivetrain.seeding import full_determinism, set_seed
 from drivetrain.session import Session, culprits_named
-from drivetrain.slots import LRScheduler
+from drivetrain.slots import LRScheduler, TrainState
 from drivetrain.smoothing import LabelSmoother, predicts_next_token
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         self.batches: Any = None
         self.epoch_was_stopped = False
         self.last_saved: str | None = None
+        self.writer: BackgroundWriter | None = None
+        self.snapshot: TrainState | None = None
         self.clock = time.perf_counter()
         self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
 
@@ -301,6 +304,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                     run.processes.world_size,
                 )
                 self._begin_state(length)
+                self.writer = self._background_writer(run) if args.save_async else None
                 optimizer, scheduler = self._factories(session, length.max_steps)
                 self.per_evaluation = scheduler.per_evaluation
                 session.prepare(optimizer, scheduler)
@@ -314,6 +318,8 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                 return self._fit(length)
             finally:
                 self.is_in_train = False
+                if self.writer is not None:
+                    self.writer.join()  # also after an error a checkpoint under way is finished
                 session.close()
                 self.model_wrapped = self.model
 
@@ -333,6 +339,13 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             trial_params=trial[1],
             is_hyper_param_search=trial[2],
         )
+
+    def _background_writer(self, run: Run) -> BackgroundWriter:
+        if run.processes.world_size > 1:
+            raise ConfigurationError(
+                "save_async=True is not there yet for several processes: leave it out, or start one process."
+            )
+        return BackgroundWriter()
 
     def _begin_trial(self, trial: Any) -> None:
         """Names a trial of a search, so that its folder, its loggers and its checkpoints have a place of their own."""
@@ -359,6 +372,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         )  # fmt: skip
         start = time.time()
         train_loop(self, run, length, self.losses, self.position)
+        self._finish_saving(run)
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             run.processes.barrier()
             self.load_best_model()
@@ -446,9 +460,18 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         if run.control.should_evaluate:
             metrics = self._evaluate_in_training(run)
         if run.control.should_save:
+            self.last_saved = None
             self._save_checkpoint(self.model, self._trial, metrics=metrics)
-            for call in run.plan.events.on_save if run.control.should_save else ():
-                call(run, self.last_saved or "")
+            run.control.should_save = False
+            self._tell_saved(run, [self.last_saved])
+        if self.writer is not None:
+            self._tell_saved(run, self.writer.finished())
+
+    def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:
+        """Tells the listeners of the checkpoints that are whole."""
+        for folder in folders:
+            for call in run.plan.events.on_save if folder is not None else ():
+                call(run, folder)
 
     def _log_training(self, run: Run) -> None:
         steps = max(self.state.global_step - self.losses.last_logged, 1)
@@ -502,13 +525,26 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         return key
 
     def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
-        try:
+        with self._save_errors():
             saving.save(self, self.run, metrics)
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """A checkpoint that cannot be written ends the run, or is a warning (`on_save_error`)."""
+        try:
+            yield
         except CheckpointError as error:
             if self.args.on_save_error != "warn":
                 raise
             logger.warning("%s The run goes on without this checkpoint (on_save_error='warn').", error)
-            self.control.should_save = False  # nothing was saved that listeners could be told of
+
+    def _finish_saving(self, run: Run) -> None:
+        """Waits for the checkpoint that is being written."""
+        if self.writer is not None:
+            with self._save_errors():
+                self.writer.wait()
+            self._tell_saved(run, self.writer.finished())
+
 
     def load_best_model(self) -> None:
         """Loads the weights of the best checkpoint."""

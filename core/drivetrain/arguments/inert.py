@@ -40,6 +40,11 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("num_train_epochs",), lambda args: args.max_steps > 0, "max_steps decides"),
     (("warmup_ratio",), lambda args: args.warmup_steps > 0, "warmup_steps decides"),
     (("length_column_name",), lambda args: not args.group_by_length, "group_by_length is False"),
+    (
+        ("save_safetensors",),
+        lambda args: not args.save_safetensors,
+        "weights are safetensors all the same, which from_pretrained reads",
+    ),
 )
 """Names, when they do nothing, and why. What a plugin owns is the resolver's to say."""
 

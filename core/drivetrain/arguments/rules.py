@@ -149,28 +149,3 @@ def one_way_to_wrap(args: "TrainingArguments") -> Iterator[str]:
             " what is"
             " wrapped: keep one of them."
         )
-
-
-@rule("save_safetensors")
-def weights_are_safetensors(args: "TrainingArguments") -> Iterator[str]:
-    """Nobody asks for pickled weights."""
-    if not args.save_safetensors:
-        yield (
-            "save_safetensors=False asks for pickled weights, which are never written here: leave it out;"
-            " from_pretrained reads safetensors."
-        )
-
-
-NOT_THERE_YET: dict[str, tuple[Any, str]] = {
-    "save_async": (False, "leave it out, and checkpoints are written before training goes on"),
-}
-"""Arguments of the core that nothing reads yet: the only value there is, and the cure. Whoever adds the
-reader takes the entry out."""
-
-
-@rule(*NOT_THERE_YET)
-def not_there_yet(args: "TrainingArguments") -> Iterator[str]:
-    """What the core does not do yet is refused."""
-    for name, (only, cure) in NOT_THERE_YET.items():
-        if getattr(args, name) != only:
-            yield f"{args.shown(name)} is not there yet: {cure}."

@@ -96,16 +96,6 @@ WRONG = [
     ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs=[1] must be a dict."),
     ({"param_groups": {}}, "param_groups={} must be a list."),
     ({"resume_from_checkpoint": 3}, "resume_from_checkpoint=3 must be a folder's name."),
-    (
-        {"save_async": True},
-        "save_async=True is not there yet: leave it out, and checkpoints are written before training"
-        " goes on.",
-    ),
-    (
-        {"save_safetensors": False},
-        "save_safetensors=False asks for pickled weights, which are never written here: leave it out;"
-        " from_pretrained reads safetensors.",
-    ),
     # between arguments
     ({"bf16": True, "fp16": True}, "bf16=True and fp16=True contradict each other: keep one of them."),
     (
