@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cases_arguments
 import cases_callbacks
+import cases_corners
 import cases_data
 import cases_differences
 import cases_evaluation
@@ -13,6 +14,7 @@ import cases_subclasses
 __all__ = [
     "cases_arguments",
     "cases_callbacks",
+    "cases_corners",
     "cases_data",
     "cases_differences",
     "cases_evaluation",

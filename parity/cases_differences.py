@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fixtures import Net, Rows, accuracy, bert, data, noisy, rows, text_rows
+from fixtures import Net, Rows, Stream, accuracy, bert, data, noisy, rows, text_rows
 from kit import Kit, case, without_speed
 
 
@@ -143,6 +143,58 @@ def _(k: Kit) -> None:
     trainer = k.trainer(eval={"near": data(10, seed=2), "far": data(7, seed=3)}, watch=False)
     metrics = trainer.evaluate()
     assert {"eval_near_loss", "eval_far_loss"} <= set(metrics), sorted(metrics)
+
+
+@case("differs/empty-stream", ours="a stream that yields nothing ends the run, with a warning")
+def _(k: Kit) -> None:
+    output = k.train(k.trainer(train=Stream([]), max_steps=6))
+    assert output.global_step == 0
+
+
+@case("differs/folder-of-another-run", ours="checkpoints beyond the latest, left by another run, are the first to go")
+def _(k: Kit) -> None:
+    k.trainer(num_train_epochs=1, save_steps=2, watch=False).train()
+    k.trainer(num_train_epochs=1, save_steps=4, save_total_limit=2, watch=False).train()
+    assert k.checkpoints() == ["checkpoint-2", "checkpoint-4"], k.checkpoints()
+
+
+@case("differs/optimizer-with-a-foreign-parameter", ours="gradients of all of the optimizer's parameters are cleared")
+def _(k: Kit) -> None:
+    model, spare = Net(), torch.nn.Parameter(torch.ones(3))
+
+    class Own(k.hf.Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            return loss + spare.sum()
+
+    optimizer = torch.optim.SGD([*model.parameters(), spare], lr=0.1)
+    args = dict(optimizers=(optimizer, None), max_grad_norm=0.0, lr_scheduler_type="constant", max_steps=3)
+    k.trainer(model, cls=Own, watch=False, **args).train()
+    assert torch.allclose(spare, torch.full((3,), 0.7)), spare  # 1 - 3 * 0.1 * 1
+
+
+@case("differs/evaluation-loader-of-ones-own", ours="each row counts once in the loss of an evaluation, whoever made the loader")
+def _(k: Kit) -> None:
+    class Own(k.hf.Trainer):
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            return torch.utils.data.DataLoader(self.eval_dataset, batch_size=3, collate_fn=self.data_collator)
+
+    mine = k.trainer(cls=Own, watch=False).evaluate()["eval_loss"]
+    usual = k.trainer(watch=False).evaluate()["eval_loss"]
+    assert abs(mine - usual) < 2e-5 * usual, (mine, usual)
+
+
+@case("differs/stream-that-is-told-the-epoch", ours="a stream with set_epoch is told the epoch, so its order changes")
+def _(k: Kit) -> None:
+    class Told(Stream):
+        epochs: list[int] = []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    train = Told(rows(10))
+    k.trainer(train=train, max_steps=7, watch=False).train()
+    assert train.epochs == [0, 1, 2], train.epochs
 
 
 @case("differs/two-accumulations", ours="two trainers with different accumulation do not disturb each other")

@@ -57,6 +57,7 @@ class Session:
             if is_documented_callback(active.plugin) and active.key not in trainer.made_plugins:
                 trainer.made_plugins[active.key] = active.plugin
                 trainer.callback_handler.add_callback(active.plugin)
+        trainer.callback_handler.refresh()
         if training:
             for line in plan.inert:
                 logger.warning("%s", line)

@@ -53,7 +53,7 @@ class CallbackHandler:
         self.hooks = CallbackAdapter(self)
         for callback in callbacks:
             self.add_callback(callback)
-        self._listen()
+        self.refresh()
 
     def add_callback(self, callback: Any) -> None:
         """Adds a callback, a class or an instance, at the end."""
@@ -66,14 +66,14 @@ class CallbackHandler:
                 self.callback_list,
             )
         self.callbacks.append(made)
-        self._listen()
+        self.refresh()
 
     def pop_callback(self, callback: Any) -> Any:
         """Removes a callback, by class or by instance, and returns it; None where it was not there."""
         for found in self.callbacks:
             if (isinstance(callback, type) and isinstance(found, callback)) or found is callback:
                 self.callbacks.remove(found)
-                self._listen()
+                self.refresh()
                 return found
         return None
 
@@ -83,14 +83,15 @@ class CallbackHandler:
             self.pop_callback(callback)
         else:
             self.callbacks.remove(callback)
-            self._listen()
+            self.refresh()
 
     @property
     def callback_list(self) -> str:
         """The callbacks' class names, one a line."""
         return "\n".join(type(found).__name__ for found in self.callbacks)
 
-    def _listen(self) -> None:
+    def refresh(self) -> None:
+        """Looks again at which callback overrides what, as scripts may have changed the list by hand."""
         for event in (*CALLBACK_EVENTS, "on_exception"):
             methods = (getattr(found, event, None) for found in self.callbacks)
             self.listening[event] = [
