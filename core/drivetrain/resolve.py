@@ -7,14 +7,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pluggy
 
 from drivetrain import discover
 from drivetrain.binding import Events, new_manager, trace
 from drivetrain.errors import ConfigurationError, PluginError, did_you_mean
-from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, PluginInfo, Weight, import_string
+from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, Place, PluginInfo, Weight, import_string
 from drivetrain.requirements import missing, needs
 
 logger = logging.getLogger("drivetrain")
@@ -257,6 +257,12 @@ class Resolver:
         found = []
         for instance in self.instances:
             if kind_of(instance) == kind:
+                place = getattr(instance, "place", "before_wrap")
+                if kind == "transform" and place not in get_args(Place):
+                    self.problems.append(
+                        f"Transform {type(instance).__name__!r} has the place {place!r}; it must be 'before_wrap' or "
+                        "'after_prepare'."
+                    )
                 name = str(getattr(instance, "name", None) or type(instance).__name__)
                 taken = {active.name for active in (*self.plan.of_kind(kind), *found)}
                 # A second one of a name is name#2, and finds its state again by that.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from drivetrain.trainer import Trainer
 
 logger = logging.getLogger("drivetrain")
+
+# Models that a transform put in another's place. The trainer keeps such a model, for a second train() too.
+_transformed: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 class Session:
@@ -77,11 +81,19 @@ class Session:
             device = run.device.type
             self._undo.append(install(model, lambda: run.precision.autocast(device)))
 
-    def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> None:
-        """Transforms and wraps the model, and builds what updates it."""
+    def transform(self) -> None:
+        """Gives the bare model to the transforms; what replaced it once is not given to them again."""
         run = self.run
         self.autocast(run.model)
-        run.model = self._transform("before_wrap", run.model)
+        if run.model not in _transformed:
+            bare = run.model
+            run.model = self._transform("before_wrap", bare)
+            if run.model is not bare:
+                _transformed.add(run.model)
+
+    def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> None:
+        """Wraps the model, and builds what updates it."""
+        run = self.run
         prepared = run.strategy.prepare(run.model, optimizer, scheduler)
         run.model_wrapped = self._transform("after_prepare", prepared.model)
         run.optimizer, run.lr_scheduler = prepared.optimizer, prepared.scheduler

@@ -305,6 +305,8 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                 )
                 self._begin_state(length)
                 self.writer = self._background_writer(run) if args.save_async else None
+                session.transform()
+                self.model = run.model
                 optimizer, scheduler = self._factories(session, length.max_steps)
                 self.per_evaluation = scheduler.per_evaluation
                 session.prepare(optimizer, scheduler)
