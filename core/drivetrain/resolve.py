@@ -486,6 +486,10 @@ def resolve(
     Raises:
         ConfigurationError: with every problem found.
     """
+    if not discover.entries():
+        raise ConfigurationError(
+            "drivetrain is imported but not installed, so none of its plugins are found. Run: pip install drivetrain"
+        )
     resolver = Resolver(args, instances, settings, made or {})
     wanted = set(kinds) if kinds is not None else None
     for kind in (*SLOTS, *AT_MOST_ONE):
