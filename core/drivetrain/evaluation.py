@@ -291,10 +291,15 @@ def prediction_step(
         return loss, None, None
 
     if isinstance(outputs, dict):
-        logits: Any = tuple(v for name, v in outputs.items() if name not in ignored and v is not None)
+        logits: Any = tuple(v for name, v in outputs.items() if name not in ignored and _is_prediction(v))
     else:
         logits = outputs[1:] if with_loss else outputs
     logits = nested_detach(logits)
     if isinstance(logits, (tuple, list)):
         logits = (logits[0] if len(logits) == 1 else logits) if logits else None
     return loss, logits, labels
+
+
+def _is_prediction(value: Any) -> bool:
+    """Not what a model left out, and not the cache of keys and values of a generating transformer."""
+    return value is not None and not hasattr(value, "get_seq_length")
