@@ -40,7 +40,11 @@ class CallbackAdapter:
     @hookimpl
     def on_step_begin(self, run: Run) -> None:
         """Handed on."""
-        run.control = self.handler.on_step_begin(run.args, run.state, run.control)
+        if self.listening["on_step_begin"]:
+            run.control = self.handler.on_step_begin(run.args, run.state, run.control)
+        else:
+            control = run.control
+            control.should_log = control.should_evaluate = control.should_save = False
 
     @hookimpl
     def on_substep_end(self, run: Run) -> None:
