@@ -10,10 +10,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from drivetrain_plugins.callback.rows import Cell, duration, lines, number, speed
@@ -21,6 +19,7 @@ from drivetrain_plugins.callback.rows import Cell, duration, lines, number, spee
 REFRESH = 0.25  # seconds between two looks at the run; a look takes one to three milliseconds
 WINDOW = 60  # looks over which the speed is measured
 ONE_LINE = 100  # columns from which bar and figures share a line
+TIME = 12  # columns of the time left
 
 
 class Clock:
@@ -176,9 +175,9 @@ class Bar:
             made.append(text)
         return made
 
-    def _picture(self) -> RenderableType:
+    def _picture(self) -> Text:
         """What the terminal shows now."""
-        parts: list[RenderableType] = []
+        parts: list[Text] = []
         state = self._state
         if state is not None:
             step = state.global_step
@@ -197,7 +196,7 @@ class Bar:
             shown = [Cell("", f"{speed(rate)} batches/s")] if rate else []
             left = self._time(total - done if total is not None else None, rate)
             parts += self._line(self._prediction_name, done, total, shown, left)
-        return Group(*parts)
+        return Text("\n").join(parts)
 
     @staticmethod
     def _time(left: int | None, rate: float | None) -> str:
@@ -217,26 +216,28 @@ class Bar:
 
     def _line(
         self, name: str, done: int, total: int | None, shown: Sequence[Cell], time_shown: str
-    ) -> list[RenderableType]:
-        grid = Table.grid(padding=(0, 1), expand=True)
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1)
-        grid.add_column(no_wrap=True, justify="right")
-        cells: list[RenderableType] = [
-            Text(f"{name:<10}"),
-            ProgressBar(total=total, completed=done, pulse=False),
-            Text(f"{done}/{total}" if total is not None else f"{done}"),
-        ]
-        wide = self.console.width >= ONE_LINE
-        figures = self._text(shown) if shown else []
+    ) -> list[Text]:
+        """A bar with its figures beside it, or below it where the terminal is narrow."""
+        width = self.console.width
+        count = f"{done}/{total}" if total is not None else f"{done}"
+        figures = self._text(shown)[0] if shown else Text()
+        wide = width >= ONE_LINE
+        taken = len(f"{name:<10}") + len(count) + TIME + 3 + (figures.cell_len + 2 if wide else 0)
+        line = Text(f"{name:<10} ", no_wrap=True, overflow="crop")
+        line.append_text(_stroke(done, total, max(width - taken, 5)))
+        line.append(f" {count}")
         if wide:
-            for text in figures[:1]:
-                grid.add_column(no_wrap=True)
-                cells.append(text)
-        grid.add_column(no_wrap=True, justify="right", min_width=9)
-        cells.append(Text(time_shown, style="cyan"))
-        grid.add_row(*cells)
-        if wide or not figures:
-            return [grid]
-        below = Text(" " * 11, no_wrap=True, overflow="ellipsis")
-        return [grid, below.append_text(figures[0])]
+            line.append("  ").append_text(figures)
+        line.append(f" {time_shown:>{TIME}}", style="cyan")
+        if wide or not shown:
+            return [line]
+        return [line, Text(" " * 11, no_wrap=True, overflow="ellipsis").append_text(figures)]
+
+
+def _stroke(done: int, total: int | None, width: int) -> Text:
+    """A bar of `width` columns, drawn to half a column; empty where there is no telling how long."""
+    halves = min(int(2 * width * done / total), 2 * width) if total else 0
+    full, half = divmod(halves, 2)
+    finished = total is not None and done >= total
+    text = Text("━" * full + ("╸" if half else ""), style="green" if finished else "magenta")
+    return text.append("━" * (width - full - half), style="bright_black")

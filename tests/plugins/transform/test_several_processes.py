@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
 
-SCRIPT = '''
+SCRIPT = """
 import json, os, sys, torch
 from torch import nn
 from drivetrain import Trainer, TrainingArguments, hookimpl
@@ -62,7 +62,7 @@ seen["keys"] = list(trainer.model.state_dict())
 seen["left"] = trainer.model._compiled_call_impl is not None
 with open(f"{sys.argv[1]}/seen-{args.process_index}.json", "w") as file:
     json.dump(seen, file)
-'''
+"""
 
 
 def run(folder: Path, **arguments: Any) -> tuple[list[dict[str, Any]], str]:
