@@ -58,8 +58,9 @@ def load_checkpoint(
 
     Args:
         folder: a checkpoint.
-        rank, world_size: of this process. At another world size than the one that saved, the random state is
-            derived from (seed, step, rank), and a line of log says so.
+        rank, world_size: of this process. At another world size than the one that saved, rank 0 keeps its random
+            state, which the order of rows is drawn from; that of the others is derived from (seed, step, rank),
+            and a line of log says so.
         model: the bare model that the weights are for; names that are tied in it are completed.
         verify: compare the checksums first; not needed where `last_checkpoint` has just done so.
 
@@ -178,19 +179,20 @@ def _check_state(state: TrainState, folder: str) -> None:
 
 
 def _random(source: _Folder, contents: CheckpointContents, rank: int, world_size: int) -> RandomState:
-    stem = RANDOM.format(rank=rank)
+    seed, step = int(contents.args.get("seed") or 0), contents.step or 0
+    same = world_size == contents.world_size
     # Rank 0 draws the order of rows, which must not change with the number of processes.
-    if (rank == 0 or world_size == contents.world_size) and source.has(stem + ".json"):
-        return RandomState.from_dict(source.packed(stem, ("state",))["state"])
-    seed = contents.args.get("seed", 42)
-    step = contents.step or 0
-    if rank <= 1:
+    own = [r for r in range(world_size) if (same or r == 0) and source.has(RANDOM.format(rank=r) + ".json")]
+    if rank == 0 and len(own) < world_size:
         why = (
-            f"{contents.world_size} process(es) saved it and {world_size} resume it"
-            if world_size != contents.world_size
-            else "it has no random state of some ranks"
+            "it has no random state of some ranks"
+            if same
+            else f"{contents.world_size} process(es) saved it and {world_size} resume it"
         )
+        whom = "rank r > 0" if own else "rank r"
         logger.warning(
-            "%s: %s, so rank r > 0 draws from a seed made of (%s, %d, r).", source.folder, why, seed, step
+            "%s: %s, so %s draws from a seed of (%d, %d, r).", source.folder, why, whom, seed, step
         )
-    return RandomState.derived(int(seed), step, rank)
+    if rank in own:
+        return RandomState.from_dict(source.packed(RANDOM.format(rank=rank), ("state",))["state"])
+    return RandomState.derived(seed, step, rank)

@@ -20,11 +20,13 @@ import torch
 import drivetrain.checkpoint as checkpoint
 from drivetrain.checkpoint import (
     CheckpointContents,
+    checkpoints,
     last_checkpoint,
     load_checkpoint,
     rotate,
     save_checkpoint,
     sweep,
+    validate,
 )
 from drivetrain.slots import TrainState
 
@@ -100,6 +102,8 @@ def at_point(action: Callable[[str], None], output: str, point: int, lines: bool
 def check(output: str, marks: dict[int, set[float]], what: str) -> None:
     found = last_checkpoint(output)
     assert found is not None, f"{what}: nothing is left of {os.listdir(output)}"
+    for _, folder in checkpoints(output):
+        assert validate(folder) is None, f"{what}: half of {folder} is left"
     contents = load_checkpoint(found)
     assert contents.step in marks, f"{what}: step {contents.step}"
     mark = contents.extra["mark"]
