@@ -13,13 +13,21 @@ settings("epochs/one-and-a-half", num_train_epochs=1.5)
 settings("epochs/a-third", num_train_epochs=0.3)
 settings("epochs/a-hundredth", num_train_epochs=0.01)
 settings("epochs/two-and-a-quarter-accumulated", num_train_epochs=2.25, gradient_accumulation_steps=2)
-settings("epochs/fraction-by-epoch", num_train_epochs=1.4, logging_strategy="epoch", evaluation_strategy="epoch")
+settings(
+    "epochs/fraction-by-epoch", num_train_epochs=1.4, logging_strategy="epoch", evaluation_strategy="epoch"
+)
 settings("max-steps/in-the-first-epoch", max_steps=4)
 settings("max-steps/whole-epochs", max_steps=12)
 settings("max-steps/beyond-the-epochs", max_steps=15, num_train_epochs=1)
 settings("max-steps/one", max_steps=1)
 settings("max-steps/accumulated", max_steps=5, gradient_accumulation_steps=4)
-settings("max-steps/by-epoch", max_steps=8, logging_strategy="epoch", evaluation_strategy="epoch", save_strategy="epoch")
+settings(
+    "max-steps/by-epoch",
+    max_steps=8,
+    logging_strategy="epoch",
+    evaluation_strategy="epoch",
+    save_strategy="epoch",
+)
 settings("batch/drop-last", dataloader_drop_last=True)
 settings("batch/of-one", per_device_train_batch_size=1, num_train_epochs=1)
 settings("batch/larger-than-the-data", per_device_train_batch_size=64)
@@ -33,7 +41,9 @@ settings("accumulation/uneven-five", gradient_accumulation_steps=5, num_train_ep
 settings("accumulation/fewer-batches", gradient_accumulation_steps=8, num_train_epochs=4)
 settings("accumulation/as-many-batches", gradient_accumulation_steps=6, num_train_epochs=3)
 settings("accumulation/fewer-batches-max-steps", gradient_accumulation_steps=8, max_steps=7)
-settings("accumulation/drop-last", gradient_accumulation_steps=2, dataloader_drop_last=True, num_train_epochs=3)
+settings(
+    "accumulation/drop-last", gradient_accumulation_steps=2, dataloader_drop_last=True, num_train_epochs=3
+)
 settings(
     "accumulation/uneven-everything",
     gradient_accumulation_steps=4,
@@ -55,7 +65,15 @@ settings(
 
 # Learning rate
 
-for _name in "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt".split():
+for _name in [
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]:
     settings(f"scheduler/{_name}", lr_scheduler_type=_name, warmup_steps=3)
     if _name != "inverse_sqrt":
         settings(f"scheduler/{_name}-cold", lr_scheduler_type=_name)
@@ -102,12 +120,19 @@ def _(k: Kit) -> None:
 
 # Optimizers
 
-for _name in "adamw_torch adamw_torch_fused adamw_hf adafactor sgd adagrad rmsprop".split():
+for _name in ["adamw_torch", "adamw_torch_fused", "adamw_hf", "adafactor", "sgd", "adagrad", "rmsprop"]:
     settings(f"optimizer/{_name}", optim=_name)
     settings(f"optimizer/{_name}-decay", optim=_name, weight_decay=0.1, num_train_epochs=3)
 settings("optimizer/adafactor-flag", adafactor=True)
 settings("optimizer/betas", adam_beta1=0.7, adam_beta2=0.9, adam_epsilon=1e-4)
-settings("optimizer/betas-hf", optim="adamw_hf", adam_beta1=0.7, adam_beta2=0.9, adam_epsilon=1e-4, weight_decay=0.2)
+settings(
+    "optimizer/betas-hf",
+    optim="adamw_hf",
+    adam_beta1=0.7,
+    adam_beta2=0.9,
+    adam_epsilon=1e-4,
+    weight_decay=0.2,
+)
 settings("optimizer/decay-large", weight_decay=2.0)
 settings("optimizer/sgd-accumulated", optim="sgd", gradient_accumulation_steps=4, num_train_epochs=4)
 settings("clip/off", max_grad_norm=0.0)
@@ -143,7 +168,12 @@ settings("logging/first-step-no", logging_strategy="no", logging_first_step=True
 settings("logging/share", logging_steps=0.25)
 settings("logging/never-reached", logging_steps=500)
 settings("logging/share-tiny", logging_steps=0.001)
-settings("logging/first-step-twice", logging_strategy="epoch", logging_first_step=True, per_device_train_batch_size=32)
+settings(
+    "logging/first-step-twice",
+    logging_strategy="epoch",
+    logging_first_step=True,
+    per_device_train_batch_size=32,
+)
 settings("logging/printed", disable_tqdm=False, logging_steps=4)
 settings("logging/level", log_level="info", logging_steps=4)
 
@@ -183,7 +213,9 @@ def _(k: Kit) -> None:
 
 @case("iterable/by-epoch")
 def _(k: Kit) -> None:
-    k.train(k.trainer(train=Stream(rows(14)), max_steps=9, logging_strategy="epoch", evaluation_strategy="epoch"))
+    k.train(
+        k.trainer(train=Stream(rows(14)), max_steps=9, logging_strategy="epoch", evaluation_strategy="epoch")
+    )
 
 
 @case("iterable/accumulated")
@@ -214,7 +246,10 @@ def _(k: Kit) -> None:
 @case("iterable/evaluated")
 def _(k: Kit) -> None:
     trainer = k.trainer(
-        eval=Stream(rows(10, seed=2)), compute_metrics=accuracy, evaluation_strategy="epoch", num_train_epochs=1
+        eval=Stream(rows(10, seed=2)),
+        compute_metrics=accuracy,
+        evaluation_strategy="epoch",
+        num_train_epochs=1,
     )
     k.train(trainer)
     k.predict(trainer, Stream(rows(7, seed=4)))
@@ -232,14 +267,22 @@ settings("saving/limit-two", save_steps=2, save_total_limit=2)
 settings("saving/limit-zero", save_steps=4, save_total_limit=0)
 settings("saving/safetensors", save_steps=4, save_safetensors=True)
 
-_BEST = dict(load_best_model_at_end=True, evaluation_strategy="steps", eval_steps=2, save_steps=2, num_train_epochs=3)
+_BEST = {
+    "load_best_model_at_end": True,
+    "evaluation_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "num_train_epochs": 3,
+}
 
 
 def best(name: str, **arguments: object) -> None:
     """Train at a rate that makes the best checkpoint not the last, and compare what is kept and loaded."""
 
     def function(k: Kit) -> None:
-        trainer = k.trainer(train=data(14), eval=data(14, seed=9), compute_metrics=accuracy, **{**_BEST, **arguments})
+        trainer = k.trainer(
+            train=data(14), eval=data(14, seed=9), compute_metrics=accuracy, **{**_BEST, **arguments}
+        )
         k.train(trainer)
         k.evaluate(trainer)
 
@@ -256,8 +299,20 @@ best("best/worst-accuracy", learning_rate=0.3, metric_for_best_model="accuracy",
 best("best/greatest-loss", learning_rate=0.3, metric_for_best_model="eval_loss", greater_is_better=True)
 best("best/by-epoch", learning_rate=0.3, evaluation_strategy="epoch", save_strategy="epoch")
 best("best/saved-less-often", learning_rate=0.3, save_steps=4)
-best("best/not-loaded", learning_rate=0.3, load_best_model_at_end=False, metric_for_best_model="loss", save_total_limit=2)
-best("best/not-loaded-limit-one", learning_rate=0.3, load_best_model_at_end=False, metric_for_best_model="loss", save_total_limit=1)
+best(
+    "best/not-loaded",
+    learning_rate=0.3,
+    load_best_model_at_end=False,
+    metric_for_best_model="loss",
+    save_total_limit=2,
+)
+best(
+    "best/not-loaded-limit-one",
+    learning_rate=0.3,
+    load_best_model_at_end=False,
+    metric_for_best_model="loss",
+    save_total_limit=1,
+)
 best("best/is-the-last", learning_rate=0.001, save_total_limit=1)
 best("best/unknown-metric", metric_for_best_model="f1")
 best("best/strategies-differ", save_strategy="epoch")

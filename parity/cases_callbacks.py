@@ -9,7 +9,9 @@ from fixtures import Net, accuracy, data
 from kit import Kit, case
 
 
-def asking(k: Kit, event: str, flag: str, when: Callable[[Any], bool], value: bool = True, give: bool = True) -> Any:
+def asking(
+    k: Kit, event: str, flag: str, when: Callable[[Any], bool], value: bool = True, give: bool = True
+) -> Any:
     """A callback that sets ``control.flag`` at ``event`` when ``when(state)`` holds."""
 
     def method(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
@@ -24,11 +26,26 @@ def at(step: int) -> Callable[[Any], bool]:
     return lambda state: bool(state.global_step == step)
 
 
-_WHERE = "on_train_begin on_epoch_begin on_step_begin on_substep_end on_step_end on_epoch_end on_log on_evaluate".split()
+_WHERE = (
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_step_begin",
+    "on_substep_end",
+    "on_step_end",
+    "on_epoch_end",
+    "on_log",
+    "on_evaluate",
+)
 
 # Every flag asked for at every event, at step 2 of 6 (accumulated, so that there are substeps).
 for _event in _WHERE:
-    for _flag in ("should_log", "should_evaluate", "should_save", "should_training_stop", "should_epoch_stop"):
+    for _flag in (
+        "should_log",
+        "should_evaluate",
+        "should_save",
+        "should_training_stop",
+        "should_epoch_stop",
+    ):
 
         @case(f"control/{_flag[7:].replace('_', '-')}-at-{_event[3:].replace('_', '-')}")
         def _(k: Kit, event: str = _event, flag: str = _flag) -> None:
@@ -91,7 +108,9 @@ def _(k: Kit) -> None:
 @case("control/epoch-stop-every-epoch")
 def _(k: Kit) -> None:
     ask = asking(k, "on_step_end", "should_epoch_stop", lambda state: state.global_step % 2 == 0)
-    k.train(k.trainer(callbacks=[ask], num_train_epochs=3, logging_strategy="epoch", evaluation_strategy="epoch"))
+    k.train(
+        k.trainer(callbacks=[ask], num_train_epochs=3, logging_strategy="epoch", evaluation_strategy="epoch")
+    )
 
 
 def early(name: str, patience: int, threshold: float = 0.0, **arguments: Any) -> None:
@@ -102,14 +121,14 @@ def early(name: str, patience: int, threshold: float = 0.0, **arguments: Any) ->
             callbacks=[k.hf.EarlyStoppingCallback(patience, threshold)],
             compute_metrics=accuracy,
             **{
-                **dict(
-                    evaluation_strategy="steps",
-                    eval_steps=1,
-                    save_steps=1,
-                    load_best_model_at_end=True,
-                    learning_rate=0.3,
-                    num_train_epochs=6,
-                ),
+                **{
+                    "evaluation_strategy": "steps",
+                    "eval_steps": 1,
+                    "save_steps": 1,
+                    "load_best_model_at_end": True,
+                    "learning_rate": 0.3,
+                    "num_train_epochs": 6,
+                },
                 **arguments,
             },
         )
@@ -125,7 +144,13 @@ early("early-stopping/accuracy", 2, metric_for_best_model="accuracy")
 early("early-stopping/epochs", 1, evaluation_strategy="epoch", save_strategy="epoch", save_total_limit=1)
 early("early-stopping/saved-less-often", 1, eval_steps=1, save_steps=2)
 early("early-stopping/without-best", 1, load_best_model_at_end=False)
-early("early-stopping/no-evaluation", 1, evaluation_strategy="no", save_strategy="no", load_best_model_at_end=True)
+early(
+    "early-stopping/no-evaluation",
+    1,
+    evaluation_strategy="no",
+    save_strategy="no",
+    load_best_model_at_end=True,
+)
 
 
 @case("callbacks/order")
@@ -224,7 +249,9 @@ def _(k: Kit) -> None:
     seen: list[Any] = []
 
     class Watching(k.hf.TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, model: Any = None, **given: Any
+        ) -> None:
             seen.append(type(model).__name__)
             seen.append(len(given["train_dataloader"]))
             seen.append(len(given["optimizer"].param_groups))
@@ -293,10 +320,20 @@ def _(k: Kit) -> None:
     trainer.save_state()
     folder = k.folder / "out"
     k.note("files", sorted(path.name for path in folder.glob("*.json")))
-    k.note("all", {key: type(value).__name__ for key, value in json.loads((folder / "all_results.json").read_text()).items()})
+    k.note(
+        "all",
+        {
+            key: type(value).__name__
+            for key, value in json.loads((folder / "all_results.json").read_text()).items()
+        },
+    )
     state = json.loads((folder / "trainer_state.json").read_text())
     k.note("steps", [row["step"] for row in state["log_history"]])
-    k.note("saved-step", json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["global_step"])
+    k.note(
+        "saved-step", json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["global_step"]
+    )
     k.note("keys", sorted(state))
-    formatted = trainer.metrics_format({"train_loss": 0.123456, "total_flos": 2.0**31, "x_runtime": 61.5, "n": 3})
+    formatted = trainer.metrics_format(
+        {"train_loss": 0.123456, "total_flos": 2.0**31, "x_runtime": 61.5, "n": 3}
+    )
     k.note("formatted", formatted)

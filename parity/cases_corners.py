@@ -51,7 +51,12 @@ for _source in ("torch", "numpy", "python"):
         train, held_out = Sometimes(rows(22)), Sometimes(rows(10, 2))
         train.source = held_out.source = source
         trainer = k.trainer(
-            Net(dropout=0.3), train=train, eval=held_out, evaluation_strategy="steps", eval_steps=4, num_train_epochs=3
+            Net(dropout=0.3),
+            train=train,
+            eval=held_out,
+            evaluation_strategy="steps",
+            eval_steps=4,
+            num_train_epochs=3,
         )
         k.train(trainer)
 
@@ -75,7 +80,9 @@ def _(k: Kit) -> None:
 
     class Own(k.hf.Trainer):
         def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(self.train_dataset, batch_size=5, shuffle=True, collate_fn=noisy)
+            return torch.utils.data.DataLoader(
+                self.train_dataset, batch_size=5, shuffle=True, collate_fn=noisy
+            )
 
     k.train(k.trainer(Net(dropout=0.3), cls=Own, evaluation_strategy="epoch"))
 
@@ -340,13 +347,27 @@ def _(k: Kit) -> None:
 
 
 settings("corner/polynomial-tiny-rate", lr_scheduler_type="polynomial", learning_rate=1e-8)
-settings("corner/restarts-accumulated", lr_scheduler_type="cosine_with_restarts", gradient_accumulation_steps=4)
+settings(
+    "corner/restarts-accumulated", lr_scheduler_type="cosine_with_restarts", gradient_accumulation_steps=4
+)
 settings("corner/beyond-the-epochs-cosine", lr_scheduler_type="cosine", max_steps=20, warmup_ratio=0.25)
 settings("corner/no-clipping", max_grad_norm=None)
 settings("corner/zero-epochs", num_train_epochs=0)
-settings("corner/defaults", learning_rate=5e-5, logging_steps=500, num_train_epochs=3.0, per_device_train_batch_size=8)
+settings(
+    "corner/defaults",
+    learning_rate=5e-5,
+    logging_steps=500,
+    num_train_epochs=3.0,
+    per_device_train_batch_size=8,
+)
 settings("corner/eval-batches-of-one", evaluation_strategy="epoch", per_device_eval_batch_size=1)
-settings("corner/everything-every-step", evaluation_strategy="steps", eval_steps=1, save_steps=1, save_total_limit=3)
+settings(
+    "corner/everything-every-step",
+    evaluation_strategy="steps",
+    eval_steps=1,
+    save_steps=1,
+    save_total_limit=3,
+)
 settings(
     "corner/shares-together",
     logging_steps=0.2,
@@ -364,7 +385,9 @@ settings(
     lr_scheduler_type="constant_with_warmup",
     warmup_steps=3,
 )
-settings("corner/first-step-accumulated", logging_first_step=True, logging_steps=3, gradient_accumulation_steps=2)
+settings(
+    "corner/first-step-accumulated", logging_first_step=True, logging_steps=3, gradient_accumulation_steps=2
+)
 
 
 # Outputs
@@ -429,7 +452,7 @@ def _(k: Kit) -> None:
 
 @case("corner/ragged-evaluated-in-training")
 def _(k: Kit) -> None:
-    texts = dict(lengths=(2, 9), labels="token")
+    texts = {"lengths": (2, 9), "labels": "token"}
     seen: list[Any] = []
 
     def compute(prediction: Any) -> dict[str, float]:

@@ -152,7 +152,7 @@ def _(k: Kit) -> None:
 @case("data/tuples-with-a-collator")
 def _(k: Kit) -> None:
     def collate(batch: list[Any]) -> dict[str, Any]:
-        x, labels = zip(*batch)
+        x, labels = zip(*batch, strict=True)
         return {"x": torch.stack(x), "labels": torch.tensor(labels)}
 
     train = torch.utils.data.TensorDataset(
@@ -208,7 +208,11 @@ def _(k: Kit) -> None:
     import datasets
 
     table = rows(22)
-    columns = {"x": [row["x"].tolist() for row in table], "labels": [row["labels"] for row in table], "n": [1] * 22}
+    columns = {
+        "x": [row["x"].tolist() for row in table],
+        "labels": [row["labels"] for row in table],
+        "n": [1] * 22,
+    }
     train = datasets.Dataset.from_dict(columns).with_format("torch")
     k.train(k.trainer(train=train, num_train_epochs=1))
 
@@ -244,7 +248,7 @@ def _(k: Kit) -> None:
 def grouped(name: str, count: int, **arguments: Any) -> None:
     def function(k: Kit) -> None:
         train = Rows(text_rows(count, lengths=(1, 12)))
-        given = dict(tokenizer=tokenizer(), num_train_epochs=2, adam_epsilon=1e-4)
+        given = {"tokenizer": tokenizer(), "num_train_epochs": 2, "adam_epsilon": 1e-4}
         k.train(k.trainer(bert(), train=train, group_by_length=True, **{**given, **arguments}))
         k.note("fetched", train.fetched[-2 * count :])  # the first are looked at for their lengths
 
@@ -259,7 +263,11 @@ grouped("group-by-length/accumulated", 37, gradient_accumulation_steps=2, num_tr
 @case("group-by-length/dropout")
 def _(k: Kit) -> None:
     train = Rows(text_rows(37, lengths=(1, 12)))
-    k.train(k.trainer(bert(dropout=0.1), train=train, tokenizer=tokenizer(), group_by_length=True, adam_epsilon=1e-4))
+    k.train(
+        k.trainer(
+            bert(dropout=0.1), train=train, tokenizer=tokenizer(), group_by_length=True, adam_epsilon=1e-4
+        )
+    )
 
 
 @case("group-by-length/length-column")
@@ -293,5 +301,13 @@ def _(k: Kit) -> None:
 @case("group-by-length/without-tokenizer")
 def _(k: Kit) -> None:
     train = Rows(text_rows(20, lengths=(3, 9), labels="token"))
-    k.train(k.trainer(bert("BertForTokenClassification"), train=train, data_collator=pad_tokens, group_by_length=True, adam_epsilon=1e-4))
+    k.train(
+        k.trainer(
+            bert("BertForTokenClassification"),
+            train=train,
+            data_collator=pad_tokens,
+            group_by_length=True,
+            adam_epsilon=1e-4,
+        )
+    )
     k.note("fetched", train.fetched[-2 * 20 :])

@@ -21,7 +21,14 @@ def interrupted(name: str, stop: int, model: Any = Net, train: Any = data, **arg
         given = dict(save_steps=1, num_train_epochs=2, **arguments)
         collator = given.pop("data_collator", None)
         if k.ours:
-            first = k.trainer(model(), train=train(), data_collator=collator, watch=False, callbacks=[Stop(k, stop)], **given)
+            first = k.trainer(
+                model(),
+                train=train(),
+                data_collator=collator,
+                watch=False,
+                callbacks=[Stop(k, stop)],
+                **given,
+            )
             first.train()
             k.trainers.clear()
         trainer = k.trainer(model(), train=train(), data_collator=collator, watch=False, **given)
@@ -70,7 +77,8 @@ def _(k: Kit) -> None:
     k.trainer(train=train, seed=1, data_seed=8, watch=False).train()
     assert orders[0] == orders[1], "the order of rows depends on the seed"
     assert orders[0] != train.fetched, "the order of rows does not depend on data_seed"
-    assert sorted(orders[0][:22]) == list(range(22)) and orders[0][:22] != orders[0][22:]
+    assert sorted(orders[0][:22]) == list(range(22))
+    assert orders[0][:22] != orders[0][22:]
 
 
 @case("differs/batch-size-restart", ours="a restart by auto_find_batch_size is clean")
@@ -85,14 +93,18 @@ def _(k: Kit) -> None:
 
     fails: list[int] = []
     ran = [0]
-    found = k.trainer(Small(dropout=0.3), per_device_train_batch_size=16, auto_find_batch_size=True, watch=False)
+    found = k.trainer(
+        Small(dropout=0.3), per_device_train_batch_size=16, auto_find_batch_size=True, watch=False
+    )
     found.train()
     assert fails == [6, 16, 8] or fails[-1] > 4, fails
     ran[0] = -(10**9)
     plain = k.trainer(Net(dropout=0.3), per_device_train_batch_size=4, watch=False)
     plain.train()
     for (name, a), b in zip(found.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
-        assert torch.allclose(a, b, rtol=2e-5, atol=1e-7), f"{name} keeps something of the attempts that failed"
+        assert torch.allclose(a, b, rtol=2e-5, atol=1e-7), (
+            f"{name} keeps something of the attempts that failed"
+        )
     assert [r["step"] for r in found.state.log_history] == [r["step"] for r in plain.state.log_history]
 
 
@@ -104,7 +116,9 @@ def _(k: Kit) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files, "the checkpoint is empty"
     for path in files:
-        assert path.suffix in (".json", ".safetensors", ".txt", ".md"), f"{path.name} is neither safetensors nor JSON"
+        assert path.suffix in (".json", ".safetensors", ".txt", ".md"), (
+            f"{path.name} is neither safetensors nor JSON"
+        )
     assert (folder / "model.safetensors").exists()
 
 
@@ -118,7 +132,8 @@ def _(k: Kit) -> None:
     before = trained()
     half = trained(bf16=True)
     after = trained()
-    assert torch.equal(before, after) and not torch.equal(before, half)
+    assert torch.equal(before, after)
+    assert not torch.equal(before, half)
 
 
 @case("differs/precision-arguments-together", ours="bf16 of one set of arguments says nothing about another")
@@ -133,7 +148,9 @@ def _(k: Kit) -> None:
 
 @case("differs/evaluation-drop-last", ours="dropping the last batch drops that batch and no rows of another")
 def _(k: Kit) -> None:
-    trainer = k.trainer(eval=data(10, seed=2), dataloader_drop_last=True, compute_metrics=accuracy, watch=False)
+    trainer = k.trainer(
+        eval=data(10, seed=2), dataloader_drop_last=True, compute_metrics=accuracy, watch=False
+    )
     output = trainer.predict(data(10, seed=2))
     assert output.predictions.shape == (8, 3), output.predictions.shape
 
@@ -151,29 +168,42 @@ def _(k: Kit) -> None:
     assert output.global_step == 0
 
 
-@case("differs/folder-of-another-run", ours="checkpoints beyond the latest, left by another run, are the first to go")
+@case(
+    "differs/folder-of-another-run",
+    ours="checkpoints beyond the latest, left by another run, are the first to go",
+)
 def _(k: Kit) -> None:
     k.trainer(num_train_epochs=1, save_steps=2, watch=False).train()
     k.trainer(num_train_epochs=1, save_steps=4, save_total_limit=2, watch=False).train()
     assert k.checkpoints() == ["checkpoint-2", "checkpoint-4"], k.checkpoints()
 
 
-@case("differs/optimizer-with-a-foreign-parameter", ours="gradients of all of the optimizer's parameters are cleared")
+@case(
+    "differs/optimizer-with-a-foreign-parameter",
+    ours="gradients of all of the optimizer's parameters are cleared",
+)
 def _(k: Kit) -> None:
     model, spare = Net(), torch.nn.Parameter(torch.ones(3))
 
     class Own(k.hf.Trainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-            return loss + spare.sum()
+            return super().compute_loss(model, inputs) + spare.sum()
 
     optimizer = torch.optim.SGD([*model.parameters(), spare], lr=0.1)
-    args = dict(optimizers=(optimizer, None), max_grad_norm=0.0, lr_scheduler_type="constant", max_steps=3)
+    args = {
+        "optimizers": (optimizer, None),
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "max_steps": 3,
+    }
     k.trainer(model, cls=Own, watch=False, **args).train()
     assert torch.allclose(spare, torch.full((3,), 0.7)), spare  # 1 - 3 * 0.1 * 1
 
 
-@case("differs/evaluation-loader-of-ones-own", ours="each row counts once in the loss of an evaluation, whoever made the loader")
+@case(
+    "differs/evaluation-loader-of-ones-own",
+    ours="each row counts once in the loss of an evaluation, whoever made the loader",
+)
 def _(k: Kit) -> None:
     class Own(k.hf.Trainer):
         def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -184,7 +214,10 @@ def _(k: Kit) -> None:
     assert abs(mine - usual) < 2e-5 * usual, (mine, usual)
 
 
-@case("differs/stream-that-is-told-the-epoch", ours="a stream with set_epoch is told the epoch, so its order changes")
+@case(
+    "differs/stream-that-is-told-the-epoch",
+    ours="a stream with set_epoch is told the epoch, so its order changes",
+)
 def _(k: Kit) -> None:
     class Told(Stream):
         epochs: list[int] = []
@@ -207,7 +240,10 @@ def _(k: Kit) -> None:
     assert torch.equal(alone.model.inner.weight, first.model.inner.weight)
 
 
-@case("differs/full-evaluation-leaves-the-weights", ours="evaluating in half precision leaves the weights as they were")
+@case(
+    "differs/full-evaluation-leaves-the-weights",
+    ours="evaluating in half precision leaves the weights as they were",
+)
 def _(k: Kit) -> None:
     class Casting(Net):
         def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -216,7 +252,8 @@ def _(k: Kit) -> None:
     trainer = k.trainer(Casting(), bf16_full_eval=True, compute_metrics=accuracy, watch=False)
     before = trainer.model.inner.weight.detach().clone()
     trainer.evaluate()
-    assert trainer.model.inner.weight.dtype == torch.float32 and torch.equal(before, trainer.model.inner.weight)
+    assert trainer.model.inner.weight.dtype == torch.float32
+    assert torch.equal(before, trainer.model.inner.weight)
 
 
 @case("differs/resume-without-iterating", ours="a resume does not fetch the rows that were seen")

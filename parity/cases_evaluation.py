@@ -139,7 +139,7 @@ def _(k: Kit) -> None:
 @case("evaluation/inputs-for-metrics")
 def _(k: Kit) -> None:
     def compute(prediction: Any) -> dict[str, float]:
-        logits, labels, inputs = prediction
+        _, labels, inputs = prediction
         return {"rows": len(labels), "inputs": float(inputs.sum()), "third": float(prediction[2].max())}
 
     model = Net()
@@ -150,7 +150,7 @@ def _(k: Kit) -> None:
 @case("evaluation/no-inputs-for-metrics")
 def _(k: Kit) -> None:
     def compute(prediction: Any) -> dict[str, float]:
-        logits, labels = prediction
+        _, labels = prediction
         return {"rows": len(labels), "inputs": float(prediction.inputs is None)}
 
     k.evaluate(k.trainer(compute_metrics=compute))
@@ -267,7 +267,7 @@ def _(k: Kit) -> None:
 
 @case("predict/ragged")
 def _(k: Kit) -> None:
-    texts = dict(lengths=(2, 9), labels="token")
+    texts = {"lengths": (2, 9), "labels": "token"}
     trainer = k.trainer(
         Ragged(),
         train=Rows(text_rows(18, 1, **texts)),
@@ -282,7 +282,7 @@ def _(k: Kit) -> None:
 
 @case("predict/ragged-accumulated")
 def _(k: Kit) -> None:
-    texts = dict(lengths=(2, 9), labels="token")
+    texts = {"lengths": (2, 9), "labels": "token"}
     trainer = k.trainer(
         Ragged(),
         train=Rows(text_rows(18, 1, **texts)),

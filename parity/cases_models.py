@@ -17,7 +17,6 @@ from fixtures import (
     gpt2,
     pad_tokens,
     quietly_seeded,
-    rows,
     t5,
     text_rows,
 )
@@ -56,7 +55,9 @@ def _(k: Kit) -> None:
 
 @case("precision/bf16-bert")
 def _(k: Kit) -> None:
-    trainer = k.trainer(bert(), train=Rows(text_rows(14)), eval=Rows(text_rows(8, 2)), bf16=True, adam_epsilon=1e-4)
+    trainer = k.trainer(
+        bert(), train=Rows(text_rows(14)), eval=Rows(text_rows(8, 2)), bf16=True, adam_epsilon=1e-4
+    )
     k.train(trainer)
     k.predict(trainer, Rows(text_rows(6, 5)))
 
@@ -121,7 +122,7 @@ def _(k: Kit) -> None:
 
 @case("smoothing/ignored-labels")
 def _(k: Kit) -> None:
-    texts = dict(lengths=(3, 9), labels="token")
+    texts = {"lengths": (3, 9), "labels": "token"}
     trainer = k.trainer(
         Ragged(),
         train=Rows(text_rows(18, 1, **texts)),
@@ -137,7 +138,7 @@ def _(k: Kit) -> None:
 @case("smoothing/causal-language-model")
 def _(k: Kit) -> None:
     train, held_out = Rows(text_rows(12, labels="causal")), Rows(text_rows(8, 2, labels="causal"))
-    given = dict(label_smoothing_factor=0.1, evaluation_strategy="epoch", adam_epsilon=1e-4)
+    given = {"label_smoothing_factor": 0.1, "evaluation_strategy": "epoch", "adam_epsilon": 1e-4}
     k.train(k.trainer(gpt2(), train=train, eval=held_out, **given))
 
 
@@ -149,7 +150,15 @@ def _(k: Kit) -> None:
 @case("smoothing/bert")
 def _(k: Kit) -> None:
     train = Rows(text_rows(14, labels="token"))
-    k.train(k.trainer(bert("BertForTokenClassification"), train=train, label_smoothing_factor=0.1, num_train_epochs=1, adam_epsilon=1e-4))
+    k.train(
+        k.trainer(
+            bert("BertForTokenClassification"),
+            train=train,
+            label_smoothing_factor=0.1,
+            num_train_epochs=1,
+            adam_epsilon=1e-4,
+        )
+    )
 
 
 # Models of transformers
@@ -160,7 +169,12 @@ def transformer(name: str, build: Any, labels: str, **arguments: Any) -> None:
         train, held_out = Rows(text_rows(14, labels=labels)), Rows(text_rows(9, 2, labels=labels))
         # Some gradients of these models are zero but for rounding (a key's bias, the bias of span logits). Adam with
         # its usual epsilon would make steps of the size of the learning rate from that noise.
-        given = dict(evaluation_strategy="epoch", save_strategy="epoch", weight_decay=0.1, adam_epsilon=1e-4)
+        given = {
+            "evaluation_strategy": "epoch",
+            "save_strategy": "epoch",
+            "weight_decay": 0.1,
+            "adam_epsilon": 1e-4,
+        }
         trainer = k.trainer(build(), train=train, eval=held_out, **{**given, **arguments})
         k.train(trainer)
         k.predict(trainer, Rows(text_rows(7, 5, labels=labels)))
@@ -195,7 +209,9 @@ transformer("t5", t5, "causal")
 @case("transformers/save-and-load")
 def _(k: Kit) -> None:
     model = bert()
-    trainer = k.trainer(model, train=Rows(text_rows(14)), num_train_epochs=1, save_safetensors=True, adam_epsilon=1e-4)
+    trainer = k.trainer(
+        model, train=Rows(text_rows(14)), num_train_epochs=1, save_safetensors=True, adam_epsilon=1e-4
+    )
     k.train(trainer)
     trainer.save_model(str(k.folder / "final"))
     again = type(model).from_pretrained(str(k.folder / "final"))
@@ -258,7 +274,9 @@ def _(k: Kit) -> None:
     trainer = k.trainer(Named(), weight_decay=0.5)
     k.note("decayed", sorted(trainer.get_decay_parameter_names(trainer.model)))
     k.train(trainer)
-    k.note("groups", [[len(group["params"]), group["weight_decay"]] for group in trainer.optimizer.param_groups])
+    k.note(
+        "groups", [[len(group["params"]), group["weight_decay"]] for group in trainer.optimizer.param_groups]
+    )
 
 
 @case("parameters/batch-norm")
@@ -271,7 +289,9 @@ def _(k: Kit) -> None:
         def logits(self, x: torch.Tensor) -> torch.Tensor:
             return self.normed(super().logits(x))
 
-    k.train(k.trainer(Normed(), evaluation_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True))
+    k.train(
+        k.trainer(Normed(), evaluation_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True)
+    )
 
 
 # model_init, optimizers that are handed in

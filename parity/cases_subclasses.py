@@ -25,7 +25,9 @@ def _(k: Kit) -> None:
             loss = nn.functional.cross_entropy(outputs["logits"], labels, weight=weight)
             return (loss, outputs) if return_outputs else loss
 
-    trainer = k.trainer(cls=Own, compute_metrics=accuracy, evaluation_strategy="epoch", gradient_accumulation_steps=2)
+    trainer = k.trainer(
+        cls=Own, compute_metrics=accuracy, evaluation_strategy="epoch", gradient_accumulation_steps=2
+    )
     k.train(trainer)
     k.predict(trainer, data(9, seed=5))
 
@@ -72,7 +74,9 @@ def _(k: Kit) -> None:
 @case("subclass/prediction-step")
 def _(k: Kit) -> None:
     class Own(k.hf.Trainer):
-        def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        def prediction_step(
+            self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+        ) -> Any:
             inputs = self._prepare_inputs(inputs)
             with torch.no_grad():
                 outputs = model(**inputs)
@@ -86,7 +90,9 @@ def _(k: Kit) -> None:
 @case("subclass/prediction-step-calls-super")
 def _(k: Kit) -> None:
     class Own(k.hf.Trainer):
-        def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        def prediction_step(
+            self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+        ) -> Any:
             loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
             return loss * 2, logits, labels
 
@@ -99,7 +105,9 @@ def _(k: Kit) -> None:
 def _(k: Kit) -> None:
     class Own(k.hf.Trainer):
         def create_optimizer(self) -> Any:
-            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.args.learning_rate, momentum=0.9)
+            self.optimizer = torch.optim.SGD(
+                self.model.parameters(), lr=self.args.learning_rate, momentum=0.9
+            )
             return self.optimizer
 
     k.train(k.trainer(cls=Own, warmup_steps=2))
@@ -157,7 +165,9 @@ def _(k: Kit) -> None:
         def get_train_dataloader(self) -> Any:
             weights = quietly_seeded(1, lambda: torch.rand(len(self.train_dataset)))
             sampler = WeightedRandomSampler(weights, 14)
-            return DataLoader(self.train_dataset, batch_size=5, sampler=sampler, collate_fn=self.data_collator)
+            return DataLoader(
+                self.train_dataset, batch_size=5, sampler=sampler, collate_fn=self.data_collator
+            )
 
     k.train(k.trainer(Net(dropout=0.2), cls=Own, num_train_epochs=3))
 
@@ -244,7 +254,9 @@ def _(k: Kit) -> None:
 @case("subclass/evaluate")
 def _(k: Kit) -> None:
     class Own(k.hf.Trainer):
-        def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        def evaluate(
+            self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        ) -> Any:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             metrics[f"{metric_key_prefix}_twice"] = 2 * metrics[f"{metric_key_prefix}_loss"]
             return metrics
@@ -267,12 +279,16 @@ def _(k: Kit) -> None:
     """The shape of transformers' question-answering trainers: metrics computed after the loop, logged by hand."""
 
     class Own(k.hf.Trainer):
-        def __init__(self, *args: Any, eval_examples: Any = None, post_process: Any = None, **kwargs: Any) -> None:
+        def __init__(
+            self, *args: Any, eval_examples: Any = None, post_process: Any = None, **kwargs: Any
+        ) -> None:
             super().__init__(*args, **kwargs)
             self.eval_examples = eval_examples
             self.post_process = post_process
 
-        def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        def evaluate(
+            self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        ) -> Any:
             eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
             dataloader = self.get_eval_dataloader(eval_dataset)
             compute, self.compute_metrics = self.compute_metrics, None

@@ -1,9 +1,7 @@
 """Compare two folders written by run.py: ``python parity/compare.py REFERENCE OURS``. Exits 1 on any disagreement.
 
-Numbers agree within 2e-5 relative (and 1e-6 absolute, for numbers that should be zero). Two looser places, each with
-its reason: a logged step loss is rounded to four places by both engines, so one unit of the last place may flip; and
-cases under ``precision/bf16`` run the forward in bfloat16, whose rounding step is 2**-8, so a difference in the last
-bit of a float32 weight may move a result by a rounding step: 2e-3.
+Numbers agree within 2e-5 relative (and 1e-6 absolute, for numbers that should be zero), bf16 included. One looser
+place: a logged step loss is rounded to four places by both engines, so one unit of the last place may flip.
 """
 
 from __future__ import annotations
@@ -18,36 +16,42 @@ from typing import Any
 import numpy as np
 
 RELATIVE, ABSOLUTE = 2e-5, 1e-6
-BF16_RELATIVE = 2e-3
 ROUNDED_LOSS = 1.01e-4
 
 
-def close(a: float, b: float, relative: float, absolute: float = ABSOLUTE) -> bool:
+def close(a: float, b: float, absolute: float = ABSOLUTE) -> bool:
     if math.isnan(a) or math.isnan(b):
         return math.isnan(a) and math.isnan(b)
-    return a == b or abs(a - b) <= absolute + relative * max(abs(a), abs(b))
+    return a == b or abs(a - b) <= absolute + RELATIVE * max(abs(a), abs(b))
 
 
-def differences(a: Any, b: Any, relative: float, where: str = "") -> list[str]:
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
     """Where two JSON values differ, in words; empty when they agree."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = [f"{where}: only in the reference: {key}" for key in a.keys() - b.keys()]
         found += [f"{where}: only in ours: {key}" for key in b.keys() - a.keys()]
         for key in a.keys() & b.keys():
             if key == "loss" and "learning_rate" in a and _numbers(a[key], b[key]):
-                if not close(a[key], b[key], relative, ROUNDED_LOSS):
+                if not close(a[key], b[key], ROUNDED_LOSS):
                     found.append(f"{where}.loss: {a[key]} | {b[key]}")
             else:
-                found += differences(a[key], b[key], relative, f"{where}.{key}")
+                found += differences(a[key], b[key], f"{where}.{key}")
         return found
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
-            first = next((i for i, (x, y) in enumerate(zip(a, b)) if differences(x, y, relative)), min(len(a), len(b)))
+            first = next(
+                (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if differences(x, y)),
+                min(len(a), len(b)),
+            )
             near = f"{_short(a[first : first + 2])} | {_short(b[first : first + 2])}"
             return [f"{where}: {len(a)} entries | {len(b)}; first difference at {first}: {near}"]
-        return [text for i, (x, y) in enumerate(zip(a, b)) for text in differences(x, y, relative, f"{where}[{i}]")]
+        return [
+            text
+            for i, (x, y) in enumerate(zip(a, b, strict=False))
+            for text in differences(x, y, f"{where}[{i}]")
+        ]
     if _numbers(a, b):
-        return [] if close(a, b, relative) else [f"{where}: {a} | {b}"]
+        return [] if close(a, b) else [f"{where}: {a} | {b}"]
     return [] if a == b and type(a) is type(b) else [f"{where}: {_short(a)} | {_short(b)}"]
 
 
@@ -61,7 +65,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 220 else text[:217] + "..."
 
 
-def array_differences(a: Any, b: Any, relative: float) -> list[str]:
+def array_differences(a: Any, b: Any) -> list[str]:
     found = [f"array only in the reference: {name}" for name in set(a.files) - set(b.files)]
     found += [f"array only in ours: {name}" for name in set(b.files) - set(a.files)]
     for name in sorted(set(a.files) & set(b.files)):
@@ -70,16 +74,17 @@ def array_differences(a: Any, b: Any, relative: float) -> list[str]:
             found.append(f"{name}: shape {x.shape} | {y.shape}")
         elif x.dtype != y.dtype:
             found.append(f"{name}: {x.dtype} | {y.dtype}")
-        elif not np.allclose(x, y, rtol=relative, atol=ABSOLUTE, equal_nan=True):
+        elif not np.allclose(x, y, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
             gap = np.abs(x.astype(np.float64) - y.astype(np.float64))
-            first = int(np.argmax(~np.isclose(x, y, rtol=relative, atol=ABSOLUTE, equal_nan=True).ravel()))
-            found.append(f"{name}: off by {np.nanmax(gap):.3g} of {np.nanmax(np.abs(x)):.3g}, first at {first}")
+            first = int(np.argmax(~np.isclose(x, y, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True).ravel()))
+            found.append(
+                f"{name}: off by {np.nanmax(gap):.3g} of {np.nanmax(np.abs(x)):.3g}, first at {first}"
+            )
     return found
 
 
 def compare_case(reference: Path, ours: Path) -> tuple[str, list[str]]:
     """The verdict of one case (agree, differs, as documented, missing) and what differs."""
-    stem = reference.name
     if not ours.exists():
         return "missing", ["drivetrain has not run this case"]
     a, b = json.loads(reference.read_text()), json.loads(ours.read_text())
@@ -93,10 +98,9 @@ def compare_case(reference: Path, ours: Path) -> tuple[str, list[str]]:
         return "differs", [f"{side['status']} {': '.join(side.get('error', []))}" for side in (a, b)]
     if a["status"] == "error":
         return "both refuse", [f"{' '.join(side['error'])[:150]!r}" for side in (a, b)]
-    relative = BF16_RELATIVE if stem.startswith("precision--bf16") else RELATIVE
-    found = differences(a["values"], b["values"], relative)
+    found = differences(a["values"], b["values"])
     with np.load(reference.with_suffix(".npz")) as x, np.load(ours.with_suffix(".npz")) as y:
-        found += array_differences(x, y, relative)
+        found += array_differences(x, y)
     return ("differs" if found else "agree"), found
 
 

@@ -99,7 +99,9 @@ def text_rows(
 class Net(nn.Module):
     """A classifier with a LayerNorm and biases; returns a dict of ``loss`` (when labelled) and ``logits``."""
 
-    def __init__(self, dropout: float = 0.0, seed: int = 11, nan_at: int | None = None, bad: float = float("nan")):
+    def __init__(
+        self, dropout: float = 0.0, seed: int = 11, nan_at: int | None = None, bad: float = float("nan")
+    ):
         super().__init__()
 
         def build() -> None:

@@ -15,14 +15,37 @@ import torch
 from fixtures import Net, data
 
 EVENTS = (
-    "on_init_end on_train_begin on_train_end on_epoch_begin on_epoch_end on_step_begin on_substep_end on_step_end "
-    "on_evaluate on_predict on_save on_log on_prediction_step"
-).split()
-FLAGS = "should_training_stop should_epoch_stop should_save should_evaluate should_log".split()
+    "on_init_end",
+    "on_train_begin",
+    "on_train_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_step_begin",
+    "on_substep_end",
+    "on_step_end",
+    "on_evaluate",
+    "on_predict",
+    "on_save",
+    "on_log",
+    "on_prediction_step",
+)
+FLAGS = (
+    "should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log",
+)  # fmt: skip
 STATE = (
-    "global_step epoch max_steps num_train_epochs best_metric total_flos logging_steps eval_steps save_steps "
-    "is_local_process_zero is_world_process_zero is_hyper_param_search"
-).split()
+    "global_step",
+    "epoch",
+    "max_steps",
+    "num_train_epochs",
+    "best_metric",
+    "total_flos",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "is_local_process_zero",
+    "is_world_process_zero",
+    "is_hyper_param_search",
+)
 SPEED = re.compile(r"_(runtime|samples_per_second|steps_per_second)$")
 
 Case = Callable[["Kit"], None]
@@ -84,18 +107,18 @@ class Kit:
 
     def args(self, **arguments: Any) -> Any:
         """TrainingArguments for a quick run: batches of 4, a row of log at every step, no reports."""
-        usual = dict(
-            output_dir=str(self.folder / "out"),
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            per_device_train_batch_size=4,
-            per_device_eval_batch_size=4,
-            learning_rate=0.01,
-            num_train_epochs=2,
-            logging_steps=1,
-            log_level="error",
-        )
+        usual = {
+            "output_dir": str(self.folder / "out"),
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "learning_rate": 0.01,
+            "num_train_epochs": 2,
+            "logging_steps": 1,
+            "log_level": "error",
+        }
         return self.hf.TrainingArguments(**{**usual, **arguments})
 
     def trainer(
@@ -165,7 +188,9 @@ class Kit:
         self.note(f"{name}.global_step", output.global_step)
         self.note(f"{name}.training_loss", output.training_loss)
         metrics = {key: value for key, value in output.metrics.items() if key != "total_flos"}
-        self.note(f"{name}.metrics", without_speed(metrics))  # the reference drops it when it prints, ours always
+        self.note(
+            f"{name}.metrics", without_speed(metrics)
+        )  # the reference drops it when it prints, ours always
         return output
 
     def evaluate(self, trainer: Any, name: str = "evaluate", **arguments: Any) -> dict[str, Any]:
@@ -233,7 +258,9 @@ def transcript(hf: SimpleNamespace, events: list[Any]) -> Any:
                 if extra in given:
                     entry.append(sorted(given[extra]))
             if event in ("on_init_end", "on_train_begin", "on_evaluate"):
-                entry.append(sorted(key for key, value in given.items() if value is not None and key != "run"))
+                entry.append(
+                    sorted(key for key, value in given.items() if value is not None and key != "run")
+                )
             events.append(entry)
 
         return method

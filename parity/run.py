@@ -26,9 +26,18 @@ from types import SimpleNamespace
 from typing import Any
 
 NAMES = (
-    "Trainer TrainingArguments TrainerCallback TrainerControl TrainerState DefaultFlowCallback PrinterCallback "
-    "ProgressCallback EarlyStoppingCallback EvalPrediction set_seed"
-).split()
+    "Trainer",
+    "TrainingArguments",
+    "TrainerCallback",
+    "TrainerControl",
+    "TrainerState",
+    "DefaultFlowCallback",
+    "PrinterCallback",
+    "ProgressCallback",
+    "EarlyStoppingCallback",
+    "EvalPrediction",
+    "set_seed",
+)
 
 
 def load_engine(engine: str) -> SimpleNamespace:
@@ -60,7 +69,9 @@ def fresh_process_state(engine: str) -> None:
     torch.manual_seed(1234)
 
 
-def run_case(name: str, engine: str, hf: SimpleNamespace, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_case(
+    name: str, engine: str, hf: SimpleNamespace, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     from kit import REGISTRY, Kit
 
     function, ours = REGISTRY[name]
@@ -123,7 +134,9 @@ def main() -> None:
             print(f"  {name}: {record['error'][0]}: {record['error'][1][:150]}", flush=True)
         if index % 25 == 24:
             gc.collect()
-    print(f"{options.engine}: {len(names)} cases in {time.perf_counter() - started:.0f} s, {failed} ended in an error")
+    print(
+        f"{options.engine}: {len(names)} cases in {time.perf_counter() - started:.0f} s, {failed} ended in an error"
+    )
 
 
 if __name__ == "__main__":
