@@ -148,3 +148,5 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         trainer.serve(run)
         if run.control.should_training_stop:
             break
+    if position.random is not None:
+        position.random.restore()  # nothing was left to train
