@@ -98,10 +98,10 @@ class Building:
         return made if made is not None else self.lr_scheduler  # type: ignore[return-value]
 
     def session(self: Trainer) -> Session:
-        """The session under way, or one that is opened for a question asked outside of `train()`."""
+        """The session under way, or one for a question asked outside of `train()`, with the plugins alone."""
         if self.is_in_train:
             return self._session
         session = Session(self, self.run)
-        session.open(training=False)
+        session.resolve(training=False)
         return session
 

@@ -68,7 +68,6 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
             )
         trainer._train_batch_size = failed // 2
         logger.warning("Out of memory with %d rows a device: starting again with %d.", failed, failed // 2)
-        trainer.is_in_train = True
         trainer.optimizer, trainer.lr_scheduler = optimizer, scheduler
         model.load_state_dict(weights)
         for parameter in model.parameters():

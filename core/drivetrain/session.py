@@ -18,7 +18,7 @@ from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.processes import current
 from drivetrain.resolve import Plan, is_documented_callback, resolve
-from drivetrain.slots import Model, OptimizerFactory, SchedulerFactory
+from drivetrain.slots import Model, OptimizerFactory, SchedulerFactory, Strategy
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -42,9 +42,22 @@ class Session:
         self.trainer = trainer
         self.run = run
         self._undo: list[Callable[[], object]] = []
+        # The run may meanwhile have another: a callback that evaluates at the very end opens a session of its own.
+        self._strategy: Strategy | None = None
 
     def open(self, training: bool) -> None:
         """Resolves the plugins, and makes precision and strategy; the model is then built and prepared."""
+        self.resolve(training)
+        run = self.run
+        run.is_training = training
+        run.precision = make(run, "precision")
+        run.precision.setup(run)
+        self._undo.append(run.precision.close)
+        run.strategy = self._strategy = make(run, "strategy")
+        run.strategy.setup(run)
+
+    def resolve(self, training: bool) -> None:
+        """Chooses the plugins by the arguments as they are now; makes no slot yet."""
         trainer, run = self.trainer, self.run
         run.args = trainer.args
         run.args.settle()  # they may have been set anew since they were checked
@@ -67,12 +80,6 @@ class Session:
                 logger.warning("%s", line)
         run.processes = current(run.args)
         run.accumulation = run.args.gradient_accumulation_steps
-        run.is_training = training
-        run.precision = make(run, "precision")
-        run.precision.setup(run)
-        self._undo.append(run.precision.close)
-        run.strategy = make(run, "strategy")
-        run.strategy.setup(run)
 
     def autocast(self, model: Model) -> None:
         """Lets the model's forward run under the precision's autocast, until the session closes."""
@@ -114,8 +121,8 @@ class Session:
 
     def close(self) -> None:
         """Gives the bare model back, and undoes what was done to it and to the process."""
-        if self.run.strategy is not None:
-            self.run.model_wrapped = self.run.strategy.close()
+        if self._strategy is not None:
+            self.run.model_wrapped = self._strategy.close()
         while self._undo:
             self._undo.pop()()
         self.run.is_training = False

@@ -274,7 +274,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             raise ConfigurationError("Trainer needs train_dataset to train.")
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
-        self.is_in_train = True
         self._train_batch_size = self.args.train_batch_size
         if self.model_init is not None:
             set_seed(self.args.seed)
@@ -293,6 +292,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         run.model = self.model
         with culprits_named(run):
             try:
+                self.is_in_train = True
                 self._begin_trial(trial)
                 session.open(training=True)
                 run.train_dataloader = self.get_train_dataloader()
