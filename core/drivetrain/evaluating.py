@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from drivetrain.evaluation import EvalLoopOutput, PredictionOutput, evaluation_loop, prediction_step, speed_metrics
+from drivetrain.evaluation import (
+    EvalLoopOutput,
+    PredictionOutput,
+    evaluation_loop,
+    prediction_step,
+    speed_metrics,
+)
 from drivetrain.session import Session, culprits_named, evaluation_dtype
 
 if TYPE_CHECKING:
@@ -19,6 +25,8 @@ if TYPE_CHECKING:
 
 class Evaluations:
     """The part of the Trainer that evaluates and predicts."""
+
+    is_evaluating = False
 
     def evaluate(
         self: Trainer,
@@ -61,7 +69,10 @@ class Evaluations:
         return metrics
 
     def predict(
-        self: Trainer, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self: Trainer,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
     ) -> PredictionOutput:
         """Predicts.
 
@@ -87,8 +98,8 @@ class Evaluations:
 
     @contextmanager
     def evaluating(self: Trainer) -> Iterator[None]:
-        """Within `train()` nothing; else plugins, precision and strategy for this evaluation alone."""
-        if self.is_in_train:
+        """Within `train()`, or within itself, nothing; else plugins, precision and strategy for this alone."""
+        if self.is_in_train or self.is_evaluating:
             yield
             return
         run = self.run
@@ -96,6 +107,7 @@ class Evaluations:
         session = Session(self, run)
         with culprits_named(run):
             try:
+                self.is_evaluating = True
                 session.open(training=False)
                 if self.args.place_model_on_device:
                     self.model.to(run.device)
@@ -105,6 +117,7 @@ class Evaluations:
                 with evaluation_dtype(self.model, run.precision.policy.evaluation):
                     yield
             finally:
+                self.is_evaluating = False
                 session.close()
                 self.model_wrapped = self.model
 
@@ -125,7 +138,10 @@ class Evaluations:
             ignore_keys: keys of the model's output that are left out.
             metric_key_prefix: of the metrics.
         """
-        return evaluation_loop(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self.evaluating():  # a subclass's own evaluate() or predict() calls this by itself
+            return evaluation_loop(
+                self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
 
     prediction_loop = evaluation_loop
 

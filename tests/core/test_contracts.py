@@ -17,7 +17,9 @@ from drivetrain.hookspecs import SPECS
 ROOT = Path(__file__).parents[2]
 CORE = Path(str(drivetrain.__file__)).parent
 CHECKED = ("core", "plugins", "contrib", "tests", "examples", "docs", "bench", "parity")
-HOOKS = {name: function for spec in SPECS for name, function in vars(spec).items() if not name.startswith("_")}
+HOOKS = {
+    name: function for spec in SPECS for name, function in vars(spec).items() if not name.startswith("_")
+}
 
 
 def lines(path: Path) -> int:
@@ -51,7 +53,18 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_core_imports_no_plugin_and_no_vendor() -> None:
-    allowed = {"drivetrain", "torch", "numpy", "pluggy", "packaging", "safetensors", "typer", "rich", "tomlkit", "xxhash"}
+    allowed = {
+        "drivetrain",
+        "torch",
+        "numpy",
+        "pluggy",
+        "packaging",
+        "safetensors",
+        "typer",
+        "rich",
+        "tomlkit",
+        "xxhash",
+    }
     # The command line asks for these two where a config names files of data, or a model's folder.
     optional = {"datasets", "transformers"}
     outside = {}
@@ -74,7 +87,11 @@ def test_every_hook_is_documented(hook: str) -> None:
 def test_every_hook_has_a_test_that_names_it(hook: str) -> None:
     """A test implements it, or asserts that it was called."""
     named = re.compile(rf"\b{hook}\b")
-    found = [p for p in sources("tests", "contrib") if p != Path(__file__) and named.search(p.read_text(encoding="utf-8"))]
+    found = [
+        p
+        for p in sources("tests", "contrib")
+        if p != Path(__file__) and named.search(p.read_text(encoding="utf-8"))
+    ]
     assert found, f"No test names the hook {hook}."
 
 
@@ -86,7 +103,10 @@ def test_no_machine_path_and_no_host_is_written_down() -> None:
     found = []
     for name in listed.stdout.splitlines():
         path = ROOT / name
-        if path.suffix not in (".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".cfg", "") or not path.is_file():
+        if (
+            path.suffix not in (".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".cfg", "")
+            or not path.is_file()
+        ):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if pattern.search(line):

@@ -97,7 +97,9 @@ def test_a_row_of_the_log_is_served_in_few_calls(per_step: Any) -> None:
     assert every_step - never <= 40
 
 
-def test_no_value_is_read_from_the_device_between_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_is_read_from_the_device_between_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`item()` waits for a device: how often it is called must not depend on how many steps there are.
 
     On a CPU, where nothing is waited for, two places look at a number each step: clipping, and the filter of
@@ -111,7 +113,11 @@ def test_no_value_is_read_from_the_device_between_logs(tmp_path: Path, monkeypat
         return item(self)
 
     def reads(steps: int) -> int:
-        settings: dict[str, Any] = {"save_strategy": "no", "logging_nan_inf_filter": False, "max_grad_norm": 0}
+        settings: dict[str, Any] = {
+            "save_strategy": "no",
+            "logging_nan_inf_filter": False,
+            "max_grad_norm": 0,
+        }
         made = trainer(tmp_path, max_steps=steps, logging_steps=1000, **settings)
         read.clear()
         made.train()

@@ -33,7 +33,13 @@ def test_a_killed_process_resumes(tmp_path: Path, event: str) -> None:
     command = [sys.executable, str(script), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    values = {"dropout": 0.2, "gradient_accumulation_steps": 2, "max_steps": 9, "save_steps": 2, "logging_steps": 1}
+    values = {
+        "dropout": 0.2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 9,
+        "save_steps": 2,
+        "logging_steps": 1,
+    }
     resumed = trainer(tmp_path / "out", **values)
     resumed.train(resume_from_checkpoint=True)
     whole = trainer(tmp_path / "whole", **values)

@@ -102,7 +102,9 @@ class Looking(Trainer):
 
     def get_train_dataloader(self) -> Any:
         generator = torch.Generator().manual_seed(5)
-        return torch.utils.data.DataLoader(self.train_dataset, batch_size=8, shuffle=True, generator=generator, collate_fn=noisy)
+        return torch.utils.data.DataLoader(
+            self.train_dataset, batch_size=8, shuffle=True, generator=generator, collate_fn=noisy
+        )
 
 
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -198,7 +200,9 @@ def test_resumed_from_everywhere(tmp_path: Path, scenario: str) -> None:
     whole.train()
     drawn = torch.get_rng_state()
     states = optimizer_state(whole)
-    checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    checkpoints = sorted(
+        (tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
     assert len(checkpoints) >= 2
     if "workers" in scenario:
         checkpoints = checkpoints[1::3]  # starting workers takes its time
@@ -302,7 +306,9 @@ def test_nothing_that_was_seen_is_loaded_at_batch_one_million(tmp_path: Path) ->
 
     data.asked = 0
     at = {**contents, "batch": 1_000_000, "row": 8_000_000}
-    iterator = EpochIterator(first.run.train_dataloader, args=first.args, processes=first.run.processes, epoch=0, position=at)
+    iterator = EpochIterator(
+        first.run.train_dataloader, args=first.args, processes=first.run.processes, epoch=0, position=at
+    )
     rest = list(iterator)
     assert len(rest) == 10
     assert data.asked == 80
@@ -310,7 +316,12 @@ def test_nothing_that_was_seen_is_loaded_at_batch_one_million(tmp_path: Path) ->
 
 def test_a_resume_loads_the_rest_alone(tmp_path: Path) -> None:
     data = Big()
-    settings: dict[str, Any] = {"data": data, "save_steps": 4, "save_strategy": "steps", "per_device_train_batch_size": 8}
+    settings: dict[str, Any] = {
+        "data": data,
+        "save_steps": 4,
+        "save_strategy": "steps",
+        "per_device_train_batch_size": 8,
+    }
     trainer(tmp_path / "out", max_steps=4, **settings).train()
     data.asked = 0
     made = trainer(tmp_path / "out", max_steps=6, **settings)

@@ -14,7 +14,13 @@ from drivetrain import ConfigurationError, hookimpl, hookspecs
 from drivetrain.hookspecs import EVENTS, SPECS
 
 HOOKS = [name for spec in SPECS for name in vars(spec) if not name.startswith("_")]
-EXTRA = {"on_log": "logs", "on_evaluate": "metrics", "on_predict": "metrics", "on_save": "checkpoint", "on_exception": "error"}
+EXTRA = {
+    "on_log": "logs",
+    "on_evaluate": "metrics",
+    "on_predict": "metrics",
+    "on_save": "checkpoint",
+    "on_exception": "error",
+}
 
 
 def recorder() -> Any:
@@ -30,14 +36,20 @@ def recorder() -> Any:
     def note(self: Any, name: str, run: Any, value: Any = None) -> None:
         entry = f"{name} {run.state.global_step}"
         if name == "on_log":
-            entry += " " + min(key for key in value if key not in ("epoch", "learning_rate", "grad_norm", "total_flos"))
+            entry += " " + min(
+                key for key in value if key not in ("epoch", "learning_rate", "grad_norm", "total_flos")
+            )
         if name == "on_save":
             entry += f" {Path(value).name}"
         self.seen.append(entry)
 
     body: dict[str, Any] = {name: method(name) for name in EVENTS} | {"note": note}
-    body["save_state"] = hookimpl(lambda self, run: self.seen.append(f"save_state {run.state.global_step}") or {"is": 1})
-    body["load_state"] = hookimpl(lambda self, run, state: self.seen.append(f"load_state {run.state.global_step} {state}"))
+    body["save_state"] = hookimpl(
+        lambda self, run: self.seen.append(f"save_state {run.state.global_step}") or {"is": 1}
+    )
+    body["load_state"] = hookimpl(
+        lambda self, run, state: self.seen.append(f"load_state {run.state.global_step} {state}")
+    )
     made = type("Recorder", (), body)()
     made.seen = []
     return made
@@ -120,7 +132,13 @@ def test_the_transcript_of_a_resumed_run(tmp_path: Path) -> None:
     whole = expected(TRANSCRIPT)
     rest = whole[whole.index("on_save 3 checkpoint-3") + 1 :]
     # A resumed run begins, and goes on in the middle of its epoch.
-    assert heard.seen == ["on_init_end 0", "load_state 3 {'is': 1}", "on_train_begin 3", "on_epoch_begin 3", *rest]
+    assert heard.seen == [
+        "on_init_end 0",
+        "load_state 3 {'is': 1}",
+        "on_train_begin 3",
+        "on_epoch_begin 3",
+        *rest,
+    ]
 
 
 def test_the_transcript_of_evaluate_and_predict_alone(tmp_path: Path) -> None:
@@ -162,12 +180,20 @@ def timeline() -> list[str]:
 
 def test_the_drawn_timeline_is_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What `--trace-hooks` prints of a real run has every hook's first call in the order that is drawn."""
-    settings = {**SETTINGS, "save_steps": 1, "logging_steps": 1, "evaluation_strategy": "steps", "eval_steps": 1}
+    settings = {
+        **SETTINGS,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "evaluation_strategy": "steps",
+        "eval_steps": 1,
+    }
     values: dict[str, Any] = {"data": rows(20), "eval_dataset": rows(8), "trace_hooks": True, **settings}
     plugins = lambda: [recorder(), Transform("before_wrap"), Transform("after_prepare")]  # noqa: E731
     trainer(tmp_path, plugins=plugins(), **values).train()
     capsys.readouterr()
-    trainer(tmp_path, plugins=plugins(), **values).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trainer(tmp_path, plugins=plugins(), **values).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+    )
     called: list[str] = []
     for line in capsys.readouterr().err.splitlines():
         words = line.split()
