@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from drivetrain import discover
 from drivetrain.checkpoint import write_model
 from drivetrain.errors import ConfigurationError
+from drivetrain.plugin import import_string
+from drivetrain.requirements import missing
 from drivetrain.resolve import resolve
 
 if TYPE_CHECKING:
@@ -36,8 +39,9 @@ class Output:
 
     def _weights(self: Trainer) -> dict[str, torch.Tensor]:
         """The whole model's weights; under a strategy that spreads them a collective."""
-        if self.writer is not None and self.writer.is_writer() and self.snapshot is not None:
-            return self.snapshot.weights  # training goes on, and the model with it
+        if self.snapshot is not None and (self.writer is None or self.writer.is_writer()):
+            # A checkpoint is being written: its state was gathered from all ranks, and training may go on.
+            return self.snapshot.weights
         if self.is_in_train and self.run.strategy is not None and self.run.model_wrapped is not None:
             return self.run.strategy.state_out(weights_only=True).weights
         return dict(self.model.state_dict())
@@ -65,11 +69,18 @@ class Output:
     # -- the hub ---------------------------------------------------------------------------------------
 
     def _hub(self: Trainer) -> Hub:
+        """The hub that the arguments choose; without push_to_hub the first that is ready, for its model card."""
         plan = resolve(self.args, kinds=("hub",), instances=self.plugins, made=self.made_plugins)
         active = plan.slot("hub")
         if active is None:
-            raise ConfigurationError("push_to_hub=True found no hub plugin. Run: pip install 'drivetrain[hub]'")
-        self.made_plugins[active.key] = active.plugin
+            ready = [name for name in discover.names("hub") if not missing(discover.load_info("hub", name))]
+            if not ready:
+                raise ConfigurationError("No hub plugin is installed that is ready. Run: pip install 'drivetrain[hub]'")
+            info = discover.load_info("hub", ready[0])
+            plugin = import_string(info.implementation)()
+            plan.manager.register(plugin, name=f"hub:{ready[0]}")
+        else:
+            self.made_plugins[active.key] = active.plugin
         hub: Hub = plan.manager.hook.make_hub(run=self.run)
         return hub
 

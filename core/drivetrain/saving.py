@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from drivetrain.background import copied, on_host
 from drivetrain.callbacks import TrainerState
 from drivetrain.checkpoint import (
@@ -17,6 +19,7 @@ from drivetrain.checkpoint import (
     read_weights,
     rotate,
     save_checkpoint,
+    sweep,
 )
 from drivetrain.errors import CheckpointError
 from drivetrain.loop import Position
@@ -66,6 +69,7 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
                 rank=run.processes.rank,
                 world_size=run.processes.world_size,
                 barrier=run.processes.barrier,
+                agree=lambda fine: all_agree(run, fine),
             )
         except BaseException:
             # What is not there cannot be the best.
@@ -75,16 +79,25 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
             rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
         return folder
 
+    assert contents.train_state is not None
     if trainer.writer is None:
-        trainer.last_saved = write()
+        trainer.snapshot = contents.train_state
+        try:
+            trainer.last_saved = write()
+        finally:
+            trainer.snapshot = None
         run.processes.barrier()
     else:
-        assert contents.train_state is not None
         contents.train_state = trainer.snapshot = on_host(contents.train_state)
         contents.scheduler, contents.loss = copied(contents.scheduler), copied(contents.loss)
         contents.plugin_states = copied(contents.plugin_states)
         contents.callback_states = copied(contents.callback_states)
         trainer.writer.submit(write)
+
+
+def all_agree(run: Run, fine: bool) -> bool:
+    """Whether it went well on every rank. A collective."""
+    return bool(run.strategy.collect(torch.tensor([int(fine)], device=run.device)).all())
 
 
 def gather(trainer: Trainer, run: Run) -> CheckpointContents:
@@ -199,14 +212,23 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
     """
     if wanted is None or wanted is False:
         return None
-    if wanted is True:
-        found = last_checkpoint(run_folder(trainer))
-        if found is None:
-            raise CheckpointError(
-                f"resume_from_checkpoint=True found no valid checkpoint in {run_folder(trainer)!r}."
-            )
-        return found
-    return os.fspath(wanted)
+    if wanted is not True:
+        return os.fspath(wanted)
+    folder, run = run_folder(trainer), trainer.run
+    step = -1
+    if run.is_main_process:  # looking at every file once is enough, and all ranks must find the same
+        found = last_checkpoint(folder)
+        step = int(found.rpartition("-")[2]) if found is not None else -1
+    step = int(run.strategy.collect(torch.tensor([step], device=run.device))[0])
+    if step < 0:
+        raise CheckpointError(f"resume_from_checkpoint=True found no valid checkpoint in {folder!r}.")
+    return os.path.join(folder, f"{PREFIX}-{step}")
+
+
+def clean_up(trainer: Trainer) -> None:
+    """Removes what a run that was killed left half-written in this run's folder."""
+    if trainer.run.is_main_process:
+        sweep(run_folder(trainer))
 
 
 def restore(trainer: Trainer, run: Run, folder: str) -> Position:

@@ -314,6 +314,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                 self.losses = LossWindow(run.device, args.logging_nan_inf_filter)
                 self.position = Position()
                 self.batches = None
+                saving.clean_up(self)
                 checkpoint = saving.find_checkpoint(self, resume)
                 if checkpoint is not None:
                     self.position = saving.restore(self, run, checkpoint)
