@@ -9,6 +9,7 @@ import cases_data
 import cases_differences
 import cases_evaluation
 import cases_models
+import cases_more
 import cases_subclasses
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "cases_differences",
     "cases_evaluation",
     "cases_models",
+    "cases_more",
     "cases_subclasses",
 ]

@@ -65,9 +65,10 @@ class WholeParameters:
         self.scheduler = scheduler.build(self.optimizer)
         self.per_evaluation = scheduler.per_evaluation
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # Clipping looks at every parameter of the model, as documented, also at those of no group.
+        # Clipping looks at every parameter of the model, as documented, also at those of no group, frozen as
+        # they may be now.
         grouped = {id(p) for p in self.parameters}
-        self.parameters += [p for p in model.parameters() if p.requires_grad and id(p) not in grouped]
+        self.parameters += [p for p in model.parameters() if id(p) not in grouped]
         self.accumulation = self.run.accumulation
         if policy.loss_scale is not None:
             self.scaler = torch.amp.GradScaler(self.run.device.type, **policy.loss_scale)
