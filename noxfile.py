@@ -96,9 +96,10 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation; a broken link ends it."""
+    """The documentation; a warning, such as a broken link, ends it. `nox -s docs -- FOLDER` says where it goes."""
     session.install(*group("docs"), *CONSTRAINED)
-    session.run("mkdocs", "build", "--strict", "--site-dir", str(Path(session.create_tmp()) / "site"))
+    site = session.posargs[0] if session.posargs else str(Path(session.create_tmp()) / "site")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-E", "-b", "html", str(HERE / "docs"), site)
 
 
 @nox.session
@@ -127,10 +128,9 @@ def bench(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """The lowest versions of the runtime dependencies, beside transformers 4.34.0."""
     session.install(*TORCH, *CONSTRAINED)
-    session.install(
-        "-e", str(HERE), *MINIMUMS, "transformers==4.34.0", "pyarrow<21", "datasets", "scikit-learn",
-        "pytest", "pytest-timeout", "hypothesis", "psutil",
-    )  # fmt: skip
+    beside = ("transformers==4.34.0", "pyarrow<21", "pandas<3", "datasets", "scikit-learn")
+    tools = ("pytest", "pytest-timeout", "hypothesis", "psutil", "hatchling", "editables")
+    session.install("-e", str(HERE), *MINIMUMS, *beside, *tools)
     session.run("python", "-c", "import drivetrain.trainer, transformers, numpy; print(numpy.__version__)")
     # Warnings of that time's releases about today's others are not ours to mend.
     old = ("-W", "default::DeprecationWarning", "-W", "default::FutureWarning", "-W", "default::UserWarning")
