@@ -11,6 +11,7 @@ import torch
 
 from drivetrain.checkpoint import RandomState
 from drivetrain.errors import DrivetrainError
+from drivetrain.saving import callback_states, plugin_states, restore_callback_states, restore_plugin_states
 
 if TYPE_CHECKING:
     from drivetrain.trainer import Trainer
@@ -38,8 +39,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def halving(trainer: Trainer, train: Callable[[], T]) -> T:
     """Calls `train`; after each out-of-memory error again with half the batch, from the same beginning.
 
-    Weights, the optimizer that was handed in, and random states are copied to the host before the first
-    attempt and put back before each further one.
+    Weights, the optimizer that was handed in, the states of callbacks and plugins, and random states are copied
+    to the host before the first attempt and put back before each further one.
 
     Raises:
         DrivetrainError: one row does not fit either.
@@ -49,6 +50,7 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
     optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
     optimizer_state = _copied(optimizer.state_dict()) if optimizer is not None else None
     scheduler_state = _copied(scheduler.state_dict()) if scheduler is not None else None
+    callbacks, plugins = _copied(callback_states(trainer)), _copied(plugin_states(trainer.run))
     random = RandomState.capture()
     while True:
         try:
@@ -76,6 +78,8 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
             optimizer.load_state_dict(_copied(optimizer_state))
         if scheduler is not None and scheduler_state is not None:
             scheduler.load_state_dict(_copied(scheduler_state))
+        restore_callback_states(trainer, _copied(callbacks))
+        restore_plugin_states(trainer.run, _copied(plugins))
         random.restore()
 
 

@@ -181,12 +181,17 @@ def _one_by_one(run: Run, hook: str) -> Iterator[tuple[str, Callable[..., Any]]]
 
 
 def callback_states(trainer: Trainer) -> dict[str, Any]:
-    """The state of each documented callback that has `save_state`, by place and class."""
-    return {
-        f"{place}:{type(callback).__name__}": callback.save_state()
-        for place, callback in enumerate(trainer.callback_handler.callbacks)
-        if hasattr(callback, "save_state")
-    }
+    """The state of each callback that tells one, by place and class: by `save_state`, or as transformers' do."""
+    states: dict[str, Any] = {}
+    for place, callback in enumerate(trainer.callback_handler.callbacks):
+        state = None
+        if hasattr(callback, "save_state"):
+            state = callback.save_state()
+        elif callable(getattr(callback, "state", None)):
+            state = callback.state()["attributes"]
+        if state is not None:
+            states[f"{place}:{type(callback).__name__}"] = state
+    return states
 
 
 def restore_callback_states(trainer: Trainer, states: dict[str, Any]) -> None:
@@ -196,8 +201,13 @@ def restore_callback_states(trainer: Trainer, states: dict[str, Any]) -> None:
         waiting.setdefault(key.partition(":")[2], []).append(state)
     for callback in trainer.callback_handler.callbacks:
         found = waiting.get(type(callback).__name__)
-        if found and hasattr(callback, "load_state"):
+        if not found:
+            continue
+        if hasattr(callback, "load_state"):
             callback.load_state(found.pop(0))
+        elif callable(getattr(callback, "state", None)):
+            for name, value in found.pop(0).items():
+                setattr(callback, name, value)
 
 
 def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
