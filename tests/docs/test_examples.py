@@ -21,7 +21,9 @@ from support.pages import PAGES, ROOT, blocks
 from drivetrain import discover
 
 LANGUAGES = {"python", "toml", "console", "sh", "text", "ini"}
-RUN = [page for page in PAGES if any(b.language in ("python", "console") and not b.skipped for b in blocks(page))]
+RUN = [
+    page for page in PAGES if any(b.language in ("python", "console") and not b.skipped for b in blocks(page))
+]
 
 
 def name_of(page: Path) -> str:
@@ -47,7 +49,9 @@ def install(folder: Path, text: str) -> None:
     project = tomllib.loads(text)["project"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
     lines = []
     for group, points in project["entry-points"].items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
@@ -105,7 +109,9 @@ def test_examples_run(page: Path, folder: Path) -> None:
 def test_fences_are_whole(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{name_of(page)}, line {block.line}: {block.language}"
-        assert block.skipped is None or block.skipped, f"{name_of(page)}, line {block.line}: say why it is not run"
+        assert block.skipped is None or block.skipped, (
+            f"{name_of(page)}, line {block.line}: say why it is not run"
+        )
         if block.language == "toml":
             tomllib.loads(block.text)
         elif block.language == "python":

@@ -24,7 +24,10 @@ def text_of(page: str) -> str:
 
 def test_arguments_page_is_what_the_arguments_say() -> None:
     done = subprocess.run(
-        [sys.executable, str(DOCS / "make_arguments.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(DOCS / "make_arguments.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
