@@ -10,6 +10,7 @@ import cases_differences
 import cases_evaluation
 import cases_models
 import cases_more
+import cases_resume
 import cases_subclasses
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "cases_evaluation",
     "cases_models",
     "cases_more",
+    "cases_resume",
     "cases_subclasses",
 ]

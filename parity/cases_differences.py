@@ -1,7 +1,6 @@
 """Where drivetrain differs from 4.34.0 on purpose (docs/differences.md): our documented behaviour is what is checked.
 
-Two forms. Some cases run on both engines, and ours reaches by its own way what the reference reaches without the
-defect (a resumed run against the uninterrupted one). The others run on drivetrain alone and assert.
+These cases run on drivetrain alone and assert. That a resume is exact stands in ``cases_resume.py``.
 """
 
 from __future__ import annotations
@@ -10,60 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from fixtures import Net, Rows, Stream, accuracy, bert, data, noisy, rows, text_rows
-from kit import Kit, case, without_speed
-
-
-def interrupted(name: str, stop: int, model: Any = Net, train: Any = data, **arguments: Any) -> None:
-    """The reference trains in one go; drivetrain stops at a checkpoint, and a new trainer goes on from there."""
-
-    def function(k: Kit) -> None:
-        given = dict(save_steps=1, num_train_epochs=2, **arguments)
-        collator = given.pop("data_collator", None)
-        if k.ours:
-            first = k.trainer(
-                model(),
-                train=train(),
-                data_collator=collator,
-                watch=False,
-                callbacks=[Stop(k, stop)],
-                **given,
-            )
-            first.train()
-            k.trainers.clear()
-        trainer = k.trainer(model(), train=train(), data_collator=collator, watch=False, **given)
-        checkpoint = str(k.folder / "out" / f"checkpoint-{stop}")
-        output = trainer.train(resume_from_checkpoint=checkpoint) if k.ours else trainer.train()
-        k.trainers.clear()
-        k.note("global_step", output.global_step)
-        k.note("log_history", [without_speed(row) for row in trainer.state.log_history[:-1]])
-        k.note("epoch", trainer.state.epoch)
-        k.weights("final", trainer.model)
-
-    case(f"resume/{name}")(function)
-
-
-def Stop(k: Kit, step: int) -> Any:
-    def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
-        control.should_training_stop = state.global_step >= step
-
-    return type("Stop", (k.hf.TrainerCallback,), {"on_step_end": on_step_end})()
-
-
-interrupted("in-the-first-epoch", 2)
-interrupted("at-the-end-of-an-epoch", 6)
-interrupted("in-the-second-epoch", 9)
-interrupted("with-dropout", 3, lambda: Net(dropout=0.3))
-interrupted("with-a-random-collator", 3, lambda: Net(dropout=0.3), data_collator=noisy)
-interrupted("in-mid-accumulation", 1, gradient_accumulation_steps=4)
-interrupted("after-an-uneven-epoch", 2, gradient_accumulation_steps=4)
-interrupted("with-evaluation", 4, lambda: Net(dropout=0.3), evaluation_strategy="steps", eval_steps=3)
-interrupted("adafactor", 4, optim="adafactor")
-interrupted("sgd-cosine", 4, optim="sgd", lr_scheduler_type="cosine", warmup_steps=3)
-interrupted("plateau", 5, lr_scheduler_type="reduce_lr_on_plateau", evaluation_strategy="steps", eval_steps=1)
-interrupted("logging-window", 4, logging_steps=3)
-interrupted("bert", 3, lambda: bert(dropout=0.1), lambda: Rows(text_rows(18)), adam_epsilon=1e-4)
-interrupted("bf16", 4, bf16=True)
+from fixtures import Net, Rows, Stream, accuracy, data, rows
+from kit import Kit, case
 
 
 @case("differs/data-seed", ours="data_seed decides the order of rows, whatever the seed")

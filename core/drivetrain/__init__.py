@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drivetrain.callbacks import TrainerCallback as TrainerCallback
     from drivetrain.callbacks import TrainerControl as TrainerControl
     from drivetrain.callbacks import TrainerState as TrainerState
+    from drivetrain.collecting import collect as collect
     from drivetrain.data import DataCollatorWithPadding as DataCollatorWithPadding
     from drivetrain.data import default_data_collator as default_data_collator
     from drivetrain.errors import CheckpointError as CheckpointError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from drivetrain.plugin import Weight as Weight
     from drivetrain.plugin import hookimpl as hookimpl
     from drivetrain.run import Run as Run
-    from drivetrain.collecting import collect as collect
     from drivetrain.slots import OptimizerFactory as OptimizerFactory
     from drivetrain.slots import Prepared as Prepared
     from drivetrain.slots import SchedulerFactory as SchedulerFactory
@@ -84,7 +84,7 @@ _HOMES: dict[str, str] = {
     "collect": "drivetrain.collecting",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,9 @@ import torch
 from drivetrain.precision_outputs import to_fp32
 
 
-def install(model: torch.nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> Callable[[], None]:
+def install(
+    model: torch.nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[], None]:
     """Lets the model's forward run under autocast and give its outputs in fp32.
 
     The loss is then computed in fp32, whether the model or the script computes it. State-dict keys do not

@@ -82,4 +82,3 @@ def copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(copied(found) for found in value)
     return copy.deepcopy(value)
-

@@ -33,7 +33,9 @@ class Building:
             self.optimizer = optimizer_factory(self.session().run).build(self.model)
         return self.optimizer
 
-    def create_scheduler(self: Trainer, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+    def create_scheduler(
+        self: Trainer, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
         """Sets `self.lr_scheduler`, unless there is one, and returns it."""
         if self.lr_scheduler is None:
             used = self.optimizer if optimizer is None else optimizer
@@ -54,7 +56,9 @@ class Building:
         factory = optimizer_factory(run)
         return factory.cls, factory.kwargs
 
-    def _factories(self: Trainer, session: Session, max_steps: int) -> tuple[OptimizerFactory, SchedulerFactory]:
+    def _factories(
+        self: Trainer, session: Session, max_steps: int
+    ) -> tuple[OptimizerFactory, SchedulerFactory]:
         """What to build from: a subclass's methods where they are overridden, else the slots."""
         own = type(self)
         base = Building
@@ -90,7 +94,9 @@ class Building:
 
     def _own_groups(self: Trainer, model: Any) -> list[dict[str, Any]]:
         args = self.args
-        return parameter_groups(model, args.weight_decay, self.get_decay_parameter_names(model), args.param_groups)
+        return parameter_groups(
+            model, args.weight_decay, self.get_decay_parameter_names(model), args.param_groups
+        )
 
     def _overridden_scheduler(self: Trainer, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
         self.optimizer = optimizer
@@ -104,4 +110,3 @@ class Building:
         session = Session(self, self.run)
         session.resolve(training=False)
         return session
-

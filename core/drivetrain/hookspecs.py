@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from drivetrain.run import Run
-    from drivetrain.slots import Hub, Launcher, OptimizerFactory, Precision, SchedulerFactory, Search, Strategy
+    from drivetrain.slots import (
+        Hub,
+        Launcher,
+        OptimizerFactory,
+        Precision,
+        SchedulerFactory,
+        Search,
+        Strategy,
+    )
 
 
 class Slots:

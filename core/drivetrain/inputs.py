@@ -47,9 +47,13 @@ class Inputs:
         if not callable(self.data_collator):
             problems.append("data_collator must be a function that makes a batch of a list of rows.")
         if data is not None and not has_length(data) and args.max_steps <= 0:
-            problems.append("The training data have no length, so max_steps must say how many updates the run has.")
+            problems.append(
+                "The training data have no length, so max_steps must say how many updates the run has."
+            )
         if args.group_by_length and isinstance(data, IterableDataset):
-            problems.append("group_by_length needs a map-style data set: the rows of an iterable one have no order to choose.")
+            problems.append(
+                "group_by_length needs a map-style data set: the rows of an iterable one have no order to choose."
+            )
         if problems:
             raise ConfigurationError(problems)
 
@@ -79,7 +83,12 @@ class Inputs:
         sampler = self._get_train_sampler()
         dataset, collate = self._columns(self.train_dataset, "training")
         return make_dataloader(
-            dataset, batch_size=self._train_batch_size, collate_fn=collate, sampler=sampler, args=self.args, train=True
+            dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=collate,
+            sampler=sampler,
+            args=self.args,
+            train=True,
         )
 
     def get_eval_dataloader(self: Trainer, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -104,7 +113,12 @@ class Inputs:
         dataset, collate = self._columns(chosen, description)
         sampler = self._get_eval_sampler(chosen)
         return make_dataloader(
-            dataset, batch_size=self.args.eval_batch_size, collate_fn=collate, sampler=sampler, args=self.args, train=False
+            dataset,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=collate,
+            sampler=sampler,
+            args=self.args,
+            train=False,
         )
 
     def _get_train_sampler(self: Trainer) -> Sampler[int] | None:

@@ -18,8 +18,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from drivetrain.data import EpochIterator
 from drivetrain.checkpoint import RandomState
+from drivetrain.data import EpochIterator
 
 if TYPE_CHECKING:
     from drivetrain.length import RunLength
@@ -142,7 +142,11 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
                 state.max_steps,
             )
             run.control.should_training_stop = True
-        position.epoch_ended = True
+        # An epoch that was broken off because training was told to stop goes on when the run is resumed.
+        control = run.control
+        broken_off = control.should_training_stop and not control.should_epoch_stop
+        broken_off = broken_off and position.batch < length.batches and state.global_step < state.max_steps
+        position.epoch_ended = not broken_off
         for call in events.on_epoch_end:
             call(run)
         trainer.serve(run)

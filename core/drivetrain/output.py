@@ -50,7 +50,9 @@ class Output:
         """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""
         self.save_model(folder, _internal_call=True)
 
-    def _save(self: Trainer, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def _save(
+        self: Trainer, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
         """Writes weights, configuration and tokenizer. Override it for your own files.
 
         Args:
@@ -75,7 +77,9 @@ class Output:
         if active is None:
             ready = [name for name in discover.names("hub") if not missing(discover.load_info("hub", name))]
             if not ready:
-                raise ConfigurationError("No hub plugin is installed that is ready. Run: pip install 'drivetrain[hub]'")
+                raise ConfigurationError(
+                    "No hub plugin is installed that is ready. Run: pip install 'drivetrain[hub]'"
+                )
             info = discover.load_info("hub", ready[0])
             plugin = import_string(info.implementation)()
             plan.manager.register(plugin, name=f"hub:{ready[0]}")
@@ -106,7 +110,9 @@ class Output:
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        return self._hub().push(self.run, self.args.output_dir, commit_message or "End of training", blocking=blocking)
+        return self._hub().push(
+            self.run, self.args.output_dir, commit_message or "End of training", blocking=blocking
+        )
 
     def create_model_card(self: Trainer, **details: Any) -> None:
         """Writes README.md, the model's card, in the output folder.
@@ -119,12 +125,14 @@ class Output:
 
     def init_git_repo(self: Trainer, at_init: bool = False) -> None:
         """Git repositories are not used for uploads: call `init_hf_repo`."""
-        raise ConfigurationError("init_git_repo is no longer there: uploads go over HTTP, call init_hf_repo().")
+        raise ConfigurationError(
+            "init_git_repo is no longer there: uploads go over HTTP, call init_hf_repo()."
+        )
 
     def create_accelerator_and_postprocess(self: Trainer) -> None:
         """There is no Accelerator: the strategy and precision plugins took its place."""
         raise ConfigurationError(
-            "create_accelerator_and_postprocess is not there: the strategy and precision plugins took accelerate's place."
+            "create_accelerator_and_postprocess is not there: strategy and precision plugins took accelerate's place."
         )
 
     # -- what transforms do now ------------------------------------------------------------------------

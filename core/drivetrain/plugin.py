@@ -114,7 +114,9 @@ class PluginInfo:
         if self.kind == "transform" and self.place not in get_args(Place):
             raise ValueError(f"Transform {self.name!r} must say its place: 'before_wrap' or 'after_prepare'.")
         if ":" not in self.implementation:
-            raise ValueError(f"Plugin {self.name!r} must name its implementation as 'package.module:attribute'.")
+            raise ValueError(
+                f"Plugin {self.name!r} must name its implementation as 'package.module:attribute'."
+            )
 
     def options_class(self) -> type[Any] | None:
         """The dataclass of the plugin's options, imported when named by a string."""

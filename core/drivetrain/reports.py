@@ -129,7 +129,9 @@ class Reports:
     def counts_flos(self) -> bool:
         """Whether there is anything to count: the model tells, or a subclass does."""
         overridden = type(self).floating_point_ops is not Reports.floating_point_ops
-        return overridden or hasattr(self.model, "floating_point_ops") or hasattr(self.model, "num_parameters")
+        return (
+            overridden or hasattr(self.model, "floating_point_ops") or hasattr(self.model, "num_parameters")
+        )
 
     def store_flos(self) -> None:
         """Adds the operations counted since the last call to `state.total_flos`."""

@@ -54,7 +54,7 @@ class Run:
         is_training: False while `evaluate()` or `predict()` runs by itself.
         update: the last update: gradient norm (a tensor on the device), and whether it stepped.
         batch_rows: rows trained on since the last row of the log, on this rank.
-        batch_weight: what the loss of this micro-batch is multiplied by, so that every row of an update counts the same.
+        batch_weight: the factor of this micro-batch's loss; with it every row of an update counts the same.
         prediction: progress of the evaluation or prediction under way.
         figures: numbers for the progress bar and listeners that no row of the log has: `rows_per_second`,
             `steps_per_second`, `grad_norm`, `seconds_left`. Filled when a row is logged.

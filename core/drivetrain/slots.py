@@ -48,7 +48,8 @@ class Precision(Protocol):
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """The context of a forward pass. May be entered again and again."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Puts the process's settings back."""
 
 
 @dataclass(slots=True)
@@ -80,10 +81,17 @@ class OptimizerFactory:
 class LRScheduler(Protocol):
     """What the loop asks of a scheduler: torch's own, or one that has these four methods."""
 
-    def step(self, *args: Any) -> None: ...
-    def get_last_lr(self) -> list[float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+    def step(self, *args: Any) -> None:
+        """After an update; with the metric, where it is stepped by evaluations."""
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of the next update, for each parameter group."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """What `state_dict` gave."""
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from drivetrain import saving, settings
 from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
 from drivetrain.background import BackgroundWriter
+from drivetrain.building import Building
 from drivetrain.callbacks import (
     CallbackHandler,
     DefaultFlowCallback,
@@ -25,7 +26,6 @@ from drivetrain.callbacks import (
 )
 from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
 from drivetrain.errors import CheckpointError, ConfigurationError
-from drivetrain.building import Building
 from drivetrain.evaluating import Evaluations
 from drivetrain.evaluation import speed_metrics
 from drivetrain.inputs import Inputs
@@ -34,9 +34,9 @@ from drivetrain.loop import Position, train_loop
 from drivetrain.loss import LossWindow
 from drivetrain.memory import halving
 from drivetrain.output import Output
+from drivetrain.processes import current
 from drivetrain.reports import Reports
 from drivetrain.resolve import Plan, is_documented_callback, resolve
-from drivetrain.processes import current
 from drivetrain.run import Run
 from drivetrain.search import hyperparameter_search
 from drivetrain.seeding import full_determinism, set_seed
@@ -112,7 +112,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             set_seed(args.seed)
         self.is_in_train = False
         if isinstance(plugins, (str, Mapping)):
-            raise ConfigurationError("Trainer(plugins=...) takes plugin objects; options by name go to TrainingArguments.")
+            raise ConfigurationError(
+                "Trainer(plugins=...) takes plugin objects; options by name go to TrainingArguments."
+            )
         self.plugins = list(plugins)
         self.trace_hooks = trace_hooks
         self.made_plugins: dict[str, Any] = {}
@@ -124,7 +126,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                 raise ConfigurationError("Trainer needs a model, or model_init to build one.")
             model = self.call_model_init()
         elif model_init is not None:
-            logger.warning("Trainer was given both model and model_init: model_init builds the model of each train().")
+            logger.warning(
+                "Trainer was given both model and model_init: model_init builds the model of each train()."
+            )
         if model_init is not None and any(given is not None for given in optimizers):
             raise ConfigurationError(
                 "optimizers cannot go with model_init, which makes a new model at every train(): "
@@ -143,7 +147,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         self.optimizer, self.lr_scheduler = optimizers
         self._made_scheduler = False
         self.check_data()
-        self.label_smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
+        self.label_smoother = (
+            LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
+        )
         self.find_signature()
         self.current_flos = 0.0
         self._train_batch_size = args.train_batch_size
@@ -161,7 +167,11 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             is_world_process_zero=self.is_world_process_zero(),
         )
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *(callbacks or ())], self.model, tokenizer, self.optimizer, self.lr_scheduler
+            [DefaultFlowCallback, *(callbacks or ())],
+            self.model,
+            tokenizer,
+            self.optimizer,
+            self.lr_scheduler,
         )
         self.run = Run(args, state, TrainerControl(), Plan(), current(args), self.model, tokenizer)
         self.callback_handler.run = self.run
@@ -417,7 +427,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         loss = loss.detach()
         return loss / self.run.accumulation if self.run.accumulation > 1 else loss
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False
+    ) -> Any:
         """The loss of a batch: the model's own, or with label smoothing from its logits.
 
         Args:
@@ -429,7 +441,10 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             ValueError: the model gave no loss.
         """
         labels = inputs.pop("labels") if self.label_smoother is not None and "labels" in inputs else None
-        outputs = model(**inputs) if not isinstance(inputs, (tuple, list, torch.Tensor)) else model(*_as_tuple(inputs))
+        if isinstance(inputs, Mapping):
+            outputs = model(**inputs)
+        else:  # rows that are tuples or tensors: arguments by position
+            outputs = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
         if self.args.past_index >= 0:
             self._past = outputs[self.args.past_index]
         if labels is not None and self.label_smoother is not None:
@@ -451,7 +466,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         """The context of the loss: that of the precision, which is around the model's forward already."""
         return self.autocast_smart_context_manager()
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> AbstractContextManager[Any]:
         """Nothing to enter here: mixed precision is around the model's forward itself."""
         return _NOTHING
 
@@ -510,7 +527,9 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         else:
             metrics = self.evaluate(ignore_keys=self._ignore_keys)
         if self.per_evaluation and self.lr_scheduler is not None:
-            self.lr_scheduler.step(metrics[self.metric_key(self.args.metric_for_best_model or "loss", metrics)])
+            self.lr_scheduler.step(
+                metrics[self.metric_key(self.args.metric_for_best_model or "loss", metrics)]
+            )
         self.clock += time.perf_counter() - started  # throughput is that of training
         return metrics
 
@@ -548,7 +567,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                 self.writer.wait()
             self._tell_saved(run, self.writer.finished())
 
-
     def load_best_model(self) -> None:
         """Loads the weights of the best checkpoint."""
         folder = self.state.best_model_checkpoint
@@ -579,8 +597,12 @@ def _takes_trial(model_init: Callable[..., Any]) -> bool:
         parameters = inspect.signature(model_init).parameters.values()
     except ValueError:  # a class or function of C tells no signature
         return False
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [
+        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if len(needed) > 1:
-        raise ConfigurationError(f"model_init takes a trial or nothing, but it needs {len(needed)} arguments.")
+        raise ConfigurationError(
+            f"model_init takes a trial or nothing, but it needs {len(needed)} arguments."
+        )
     named_trial = any(p.name == "trial" for p in parameters)
     return bool(needed) or named_trial

@@ -16,7 +16,6 @@ from drivetrain.checkpoint import optimizer_state_in, optimizer_state_out, set_w
 from drivetrain.clipping import clip_grad_norm
 from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
 
-
 if TYPE_CHECKING:
     from drivetrain.run import Run
 

@@ -38,7 +38,14 @@ def run(stranger: Path, folder: Path, processes: int = 2, **settings: Any) -> di
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(stranger)]),
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     done = subprocess.run(
         [*command, str(SCRIPT), str(folder), json.dumps(settings)],
         capture_output=True, text=True, timeout=240, env=environment, check=False,
@@ -52,8 +59,6 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(float((one["weights"][n] - other["weights"][n]).abs().max()) for n in one["weights"])
 
 
-
-
 def test_it_imports_the_public_package_alone() -> None:
     for file in (ROOT / "contrib" / "drivetrain-localsgd" / "drivetrain_localsgd").glob("*.py"):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -64,7 +69,9 @@ def test_it_imports_the_public_package_alone() -> None:
 def test_averaging_after_every_update_is_ddp(stranger: Path, tmp_path: Path) -> None:
     plain = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
     ddp = run(stranger, tmp_path / "ddp", **plain)
-    local = run(stranger, tmp_path / "local", strategy="localsgd", plugins={"localsgd": {"every": 1}}, **plain)
+    local = run(
+        stranger, tmp_path / "local", strategy="localsgd", plugins={"localsgd": {"every": 1}}, **plain
+    )
     assert (ddp["strategy"], local["strategy"]) == ("DDPStrategy", "LocalSGD")
     assert distance(ddp, local) < 1e-6
 
@@ -72,10 +79,12 @@ def test_averaging_after_every_update_is_ddp(stranger: Path, tmp_path: Path) -> 
 def test_it_differs_between_averages(stranger: Path, tmp_path: Path) -> None:
     plain = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
     ddp = run(stranger, tmp_path / "ddp", **plain)
-    local = run(stranger, tmp_path / "local", strategy="localsgd", plugins={"localsgd": {"every": 3}}, **plain)
+    local = run(
+        stranger, tmp_path / "local", strategy="localsgd", plugins={"localsgd": {"every": 3}}, **plain
+    )
     assert distance(ddp, local) > 1e-4
 
 
 def test_a_wrong_option_is_named(stranger: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="has no option 'evry'. Did you mean 'every'"):
+    with pytest.raises(AssertionError, match=r"has no option 'evry'. Did you mean 'every'"):
         run(stranger, tmp_path / "wrong", strategy="localsgd", plugins={"localsgd": {"evry": 3}})

@@ -13,7 +13,9 @@ import pytest
 def torchrun(script: Path, *arguments: str, processes: int = 2, timeout: int = 240) -> str:
     """Runs a script under torchrun on gloo and returns what it printed; fails the test where it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [
             sys.executable,

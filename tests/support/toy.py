@@ -37,13 +37,28 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
 
 
-def trainer(output_dir: Any, *, dropout: float = 0.0, data: Any = None, cls: type = Trainer, **kwargs: Any) -> Trainer:
+def trainer(
+    output_dir: Any, *, dropout: float = 0.0, data: Any = None, cls: type = Trainer, **kwargs: Any
+) -> Trainer:
     """A trainer of a toy; keywords that Trainer knows go to it, all others to the arguments."""
-    known = ("callbacks", "compute_metrics", "eval_dataset", "optimizers", "trace_hooks", "model_init", "model")
+    known = (
+        "callbacks",
+        "compute_metrics",
+        "eval_dataset",
+        "optimizers",
+        "trace_hooks",
+        "model_init",
+        "model",
+    )
     own = {name: kwargs.pop(name) for name in known if name in kwargs}
     if isinstance(kwargs.get("plugins"), list):  # objects; options by name are an argument
         own["plugins"] = kwargs.pop("plugins")
-    settings: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "learning_rate": 1e-2, "use_cpu": True}
+    settings: dict[str, Any] = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+    }
     settings.update(kwargs)
     torch.manual_seed(0)
     if "model" not in own and "model_init" not in own:

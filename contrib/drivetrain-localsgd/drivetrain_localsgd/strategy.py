@@ -61,7 +61,9 @@ class LocalSGD(WholeParameters):
                 "Strategy 'localsgd' needs several processes: start the script by torchrun --nproc-per-node 2 SCRIPT."
             )
 
-    def prepare(self, model: torch.nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> Prepared:
+    def prepare(
+        self, model: torch.nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory
+    ) -> Prepared:
         """All processes begin with rank 0's weights; the anchor of the outer step is kept beside them."""
         prepared = super().prepare(model, optimizer, scheduler)
         for tensor in (*self.model.parameters(), *self.model.buffers()):

@@ -81,7 +81,12 @@ class TrainerCallback:
         """An evaluation has ended."""
 
     def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any,
+        **kwargs: Any,
     ) -> TrainerControl | None:
         """A prediction has ended."""
 

@@ -26,7 +26,9 @@ class EarlyStoppingCallback(TrainerCallback):
     It needs `load_best_model_at_end`, `metric_for_best_model` and an evaluation strategy.
     """
 
-    def __init__(self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0) -> None:
+    def __init__(
+        self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0
+    ) -> None:
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_threshold = early_stopping_threshold or 0.0
         self.early_stopping_patience_counter = 0
@@ -43,7 +45,9 @@ class EarlyStoppingCallback(TrainerCallback):
         if not args.load_best_model_at_end:
             problems.append("EarlyStoppingCallback needs load_best_model_at_end=True.")
         if args.metric_for_best_model is None:
-            problems.append("EarlyStoppingCallback needs metric_for_best_model, the metric that must improve.")
+            problems.append(
+                "EarlyStoppingCallback needs metric_for_best_model, the metric that must improve."
+            )
         if args.evaluation_strategy == "no":
             problems.append("EarlyStoppingCallback needs evaluation_strategy='steps' or 'epoch'.")
         if problems:
@@ -62,7 +66,9 @@ class EarlyStoppingCallback(TrainerCallback):
         name = name if name.startswith("eval_") else f"eval_{name}"
         value = (metrics or {}).get(name)
         if value is None:
-            logger.warning("EarlyStoppingCallback needs the metric %r, which this evaluation does not have.", name)
+            logger.warning(
+                "EarlyStoppingCallback needs the metric %r, which this evaluation does not have.", name
+            )
             return
         best = state.best_metric
         better = best is None or (value > best if args.greater_is_better else value < best)

@@ -118,5 +118,3 @@ class DDPPlugin:
     def make_strategy(self, run: Run) -> DDPStrategy:
         """One for each run."""
         return DDPStrategy(run, self.options)
-
-

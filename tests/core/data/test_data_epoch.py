@@ -204,7 +204,11 @@ REREADS = {name for name in LOADERS if "own kind" in name or name == "list of ba
     "stream", "stream, drop_last", "stream, no batches", "noisy stream",
 }  # fmt: skip
 # A loader that the Trainer made fetches ahead; one of the user's own does not.
-OURS = {f"{name}, made by the Trainer": name for name in LOADERS if "own kind" not in name and name != "list of batches"}
+OURS = {
+    f"{name}, made by the Trainer": name
+    for name in LOADERS
+    if "own kind" not in name and name != "list of batches"
+}
 REREADS |= {name for name, plain_name in OURS.items() if plain_name in REREADS}
 loaders = pytest.mark.parametrize("name", [*LOADERS, *OURS])
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.toy import accuracy, trainer
 
 from drivetrain import CheckpointError, TrainerCallback
-from support.toy import accuracy, trainer
 
 
 class Blocked(TrainerCallback):

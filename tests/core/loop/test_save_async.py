@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.toy import history, trainer, weights_equal
 
 from drivetrain import CheckpointError, Trainer, TrainerCallback
-from support.toy import history, trainer, weights_equal
 
 SETTINGS: dict[str, Any] = {
     "save_strategy": "steps",
@@ -56,7 +56,9 @@ def test_listeners_are_told_of_whole_checkpoints_in_order(tmp_path: Path) -> Non
         whole: list[str] = []
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.whole = sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*/manifest.json"))
+            self.whole = sorted(
+                path.name for path in Path(args.output_dir).glob("checkpoint-*/manifest.json")
+            )
             self.calls = getattr(self, "calls", 0) + 1
 
     told = Told()
@@ -82,6 +84,8 @@ def test_the_copy_is_not_changed_by_training(tmp_path: Path) -> None:
     from drivetrain.slots import TrainState
 
     weight = torch.ones(3)
-    copy = on_host(TrainState({"w": weight}, {"w": {"step": torch.tensor(1.0)}}, [{"params": ["w"], "lr": 1.0}]))
+    copy = on_host(
+        TrainState({"w": weight}, {"w": {"step": torch.tensor(1.0)}}, [{"params": ["w"], "lr": 1.0}])
+    )
     weight += 1
     assert torch.equal(copy.weights["w"], torch.ones(3))

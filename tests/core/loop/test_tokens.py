@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.toy import trainer
 
 from drivetrain import ConfigurationError, Trainer, TrainingArguments
-from support.toy import trainer
 
 
 class Tagger(torch.nn.Module):
@@ -22,7 +22,10 @@ class Tagger(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.head(self.embedding(input_ids))
-        return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+        return {
+            "loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()),
+            "logits": logits,
+        }
 
 
 def ragged(count: int) -> list[dict[str, torch.Tensor]]:

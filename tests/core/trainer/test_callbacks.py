@@ -71,7 +71,7 @@ def test_the_handlers_calls_for_scripts(tmp_path: Path, event: str) -> None:
 def test_the_flags_that_an_event_settles_are_cleared(tmp_path: Path) -> None:
     handler = trainer(tmp_path).callback_handler
     args, state = trainer(tmp_path).args, trainer(tmp_path).state
-    every = {name: True for name in vars(TrainerControl())}
+    every = dict.fromkeys(vars(TrainerControl()), True)
     cleared = {
         "on_train_begin": {"should_training_stop"},
         "on_epoch_begin": {"should_epoch_stop"},

@@ -167,7 +167,9 @@ def test_warmup_stable_decay_by_share_and_too_long(make_run):
 
 
 def test_later_schedules_are_those_of_todays_transformers(make_run):
-    transformers = pytest.importorskip("transformers", minversion="5.0", reason="today's transformers has them")
+    transformers = pytest.importorskip(
+        "transformers", minversion="5.0", reason="today's transformers has them"
+    )
     for name, kwargs in (
         ("cosine_with_min_lr", {"min_lr": 1e-4}),
         ("cosine_with_min_lr", {"min_lr_rate": 0.2, "num_cycles": 1.5}),

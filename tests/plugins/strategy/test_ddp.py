@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from support.launch import torchrun
 from support.toy import trainer
 
@@ -26,7 +25,10 @@ def run(folder: Path, processes: int, **settings: Any) -> dict[str, Any]:
 
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
         subprocess.run(
-            [sys.executable, str(SCRIPT), str(folder), json.dumps(settings)], check=True, timeout=200, env=environment
+            [sys.executable, str(SCRIPT), str(folder), json.dumps(settings)],
+            check=True,
+            timeout=200,
+            env=environment,
         )
     else:
         torchrun(SCRIPT, str(folder), json.dumps(settings), processes=processes)
@@ -63,5 +65,7 @@ def test_a_checkpoint_of_two_processes_resumes_in_two_and_in_one(tmp_path: Path)
 
 
 def test_ddp_in_one_process_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="Strategy 'ddp' needs several processes: start the script by torchrun"):
+    with pytest.raises(
+        ConfigurationError, match="Strategy 'ddp' needs several processes: start the script by torchrun"
+    ):
         trainer(tmp_path, strategy="ddp").train()

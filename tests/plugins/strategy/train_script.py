@@ -7,7 +7,6 @@ import os
 import sys
 
 import torch
-
 from support.toy import accuracy, history, trainer
 
 
