@@ -8,7 +8,7 @@ holds one function that goes through pluggy. That both are equal is a property t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -102,7 +102,7 @@ def trace(manager: pluggy.PluginManager, write: Callable[[str], object] | None =
         else:
             write(line)
 
-    def before(hook: str, implementations: list[pluggy.HookImpl], arguments: dict[str, Any]) -> None:
+    def before(hook: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]) -> None:
         run = arguments.get("run")
         step = getattr(getattr(run, "state", None), "global_step", "-")
         callers = ", ".join(found.plugin_name for found in reversed(implementations))
@@ -111,8 +111,8 @@ def trace(manager: pluggy.PluginManager, write: Callable[[str], object] | None =
     def after(
         outcome: pluggy.Result[Any],
         hook: str,
-        implementations: list[pluggy.HookImpl],
-        arguments: dict[str, Any],
+        implementations: Sequence[pluggy.HookImpl],
+        arguments: Mapping[str, Any],
     ) -> None:
         if outcome.exception is not None:
             show(f"[hooks]              {hook} raised {outcome.exception!r}")
