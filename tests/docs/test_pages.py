@@ -76,7 +76,7 @@ def test_files_of_a_checkpoint_are_named() -> None:
         assert f"`{name}`" in text, name
 
 
-def test_readme_shows_the_version_and_the_plugins() -> None:
+def test_readme_names_every_plugin() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for group, points in project["entry-points"].items():
