@@ -83,7 +83,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             call(run)
         if epoch != position.epoch or position.epoch_ended:
             position.epoch, position.batch, position.epoch_ended, position.data = epoch, 0, False, None
-        batches = EpochIterator(
+        batches: Any = EpochIterator(
             run.train_dataloader, args=args, processes=run.processes, epoch=epoch, position=position.data
         )
         trainer._past = None  # the memory of `past_index` does not outlive an epoch
