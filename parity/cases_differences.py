@@ -177,6 +177,20 @@ def _(k: Kit) -> None:
     assert train.epochs == [0, 1, 2], train.epochs
 
 
+@case("differs/train-again-after-half-an-update", ours="a second train() counts its accumulation from 0")
+def _(k: Kit) -> None:
+    class Stop(k.hf.TrainerCallback):
+        def on_substep_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            control.should_training_stop = state.global_step >= 1
+
+    trainer = k.trainer(gradient_accumulation_steps=3, num_train_epochs=1, watch=False, callbacks=[Stop()])
+    trainer.train()
+    trainer.remove_callback(Stop)
+    before = trainer.model.inner.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(before, trainer.model.inner.weight), "the optimizer was never stepped"
+
+
 @case("differs/two-accumulations", ours="two trainers with different accumulation do not disturb each other")
 def _(k: Kit) -> None:
     alone = k.trainer(num_train_epochs=1, watch=False)
