@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import nox
@@ -111,6 +112,7 @@ def parity(session: nox.Session) -> None:
     out = Path(session.create_tmp()).resolve()
     environment = {**QUIET, "CUDA_VISIBLE_DEVICES": ""}
     for engine in ("transformers", "drivetrain"):
+        shutil.rmtree(out / engine, ignore_errors=True)
         command = ("python", "parity/run.py", "--engine", engine, "--out", str(out / engine), *cases)
         session.run(*command, env=environment)
     session.run("python", "parity/compare.py", str(out / "transformers"), str(out / "drivetrain"))
