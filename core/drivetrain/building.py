@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from drivetrain.base import TrainerBase
 from drivetrain.callbacks import TrainerControl, TrainerState
 from drivetrain.parameters import get_decay_parameter_names, parameter_groups
 from drivetrain.processes import current
@@ -16,25 +17,24 @@ from drivetrain.slots import LRScheduler, OptimizerFactory, SchedulerFactory
 
 if TYPE_CHECKING:
     from drivetrain.arguments import TrainingArguments
-    from drivetrain.trainer import Trainer
 
 
-class Building:
+class Building(TrainerBase):
     """The part of the Trainer that builds what updates the model."""
 
-    def create_optimizer_and_scheduler(self: Trainer, num_training_steps: int) -> None:
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Builds both. Override it, or one of the two below, for your own."""
         self.create_optimizer()
         self.create_scheduler(num_training_steps, self.optimizer)
 
-    def create_optimizer(self: Trainer) -> torch.optim.Optimizer:
+    def create_optimizer(self) -> torch.optim.Optimizer:
         """Sets `self.optimizer`, unless there is one, and returns it."""
         if self.optimizer is None:
             self.optimizer = optimizer_factory(self.session().run).build(self.model)
         return self.optimizer
 
     def create_scheduler(
-        self: Trainer, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
         """Sets `self.lr_scheduler`, unless there is one, and returns it."""
         if self.lr_scheduler is None:
@@ -44,7 +44,7 @@ class Building:
             self._made_scheduler = True
         return self.lr_scheduler
 
-    def get_decay_parameter_names(self: Trainer, model: Any) -> list[str]:
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, no LayerNorm weights."""
         return get_decay_parameter_names(model)
 
@@ -56,9 +56,7 @@ class Building:
         factory = optimizer_factory(run)
         return factory.cls, factory.kwargs
 
-    def _factories(
-        self: Trainer, session: Session, max_steps: int
-    ) -> tuple[OptimizerFactory, SchedulerFactory]:
+    def _factories(self, session: Session, max_steps: int) -> tuple[OptimizerFactory, SchedulerFactory]:
         """What to build from: a subclass's methods where they are overridden, else the slots."""
         own = type(self)
         base = Building
@@ -92,18 +90,18 @@ class Building:
             self._made_scheduler = True
         return optimizer, scheduler
 
-    def _own_groups(self: Trainer, model: Any) -> list[dict[str, Any]]:
+    def _own_groups(self, model: Any) -> list[dict[str, Any]]:
         args = self.args
         return parameter_groups(
-            model, args.weight_decay, self.get_decay_parameter_names(model), args.param_groups
+            model, args.weight_decay, self.get_decay_parameter_names(model), cast(Any, args.param_groups)
         )
 
-    def _overridden_scheduler(self: Trainer, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    def _overridden_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
         self.optimizer = optimizer
         made = self.create_scheduler(steps, optimizer)
-        return made if made is not None else self.lr_scheduler  # type: ignore[return-value]
+        return made if made is not None else self.lr_scheduler
 
-    def session(self: Trainer) -> Session:
+    def session(self) -> Session:
         """The session under way, or one for a question asked outside of `train()`, with the plugins alone."""
         if self.is_in_train:
             return self._session

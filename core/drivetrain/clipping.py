@@ -31,7 +31,7 @@ def clip_grad_norm(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
     for gradient in gradients:
         if gradient.device != device or gradient.dtype != dtype or gradient.is_sparse:
             return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     # A NaN is not below the limit, and goes on into the gradients as it does in torch.
     if device.type != "cpu" or not norm.item() < 0.999 * max_norm:
         torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from drivetrain.base import TrainerBase
 from drivetrain.evaluation import (
     EvalLoopOutput,
     PredictionOutput,
@@ -19,17 +20,14 @@ from drivetrain.evaluation import (
 )
 from drivetrain.session import Session, culprits_named, evaluation_dtype
 
-if TYPE_CHECKING:
-    from drivetrain.trainer import Trainer
 
-
-class Evaluations:
+class Evaluations(TrainerBase):
     """The part of the Trainer that evaluates and predicts."""
 
     is_evaluating = False
 
     def evaluate(
-        self: Trainer,
+        self,
         eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
@@ -69,7 +67,7 @@ class Evaluations:
         return metrics
 
     def predict(
-        self: Trainer,
+        self,
         test_dataset: Any,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
@@ -97,7 +95,7 @@ class Evaluations:
         return PredictionOutput(output.predictions, output.label_ids, output.metrics)
 
     @contextmanager
-    def evaluating(self: Trainer) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Within `train()`, or within itself, nothing; else plugins, precision and strategy for this alone."""
         if self.is_in_train or self.is_evaluating:
             yield
@@ -122,7 +120,7 @@ class Evaluations:
                 self.model_wrapped = self.model
 
     def evaluation_loop(
-        self: Trainer,
+        self,
         dataloader: Any,
         description: str,
         prediction_loss_only: bool | None = None,
@@ -146,7 +144,7 @@ class Evaluations:
     prediction_loop = evaluation_loop
 
     def prediction_step(
-        self: Trainer,
+        self,
         model: torch.nn.Module,
         inputs: dict[str, Any],
         prediction_loss_only: bool,
@@ -162,12 +160,12 @@ class Evaluations:
         """
         return prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
 
-    def fire_prediction_step(self: Trainer) -> None:
+    def fire_prediction_step(self) -> None:
         """Tells the listeners that a batch of an evaluation is done."""
         for call in self.run.plan.events.on_prediction_step:
             call(self.run)
 
-    def _add_speed(self: Trainer, output: EvalLoopOutput, prefix: str, start: float) -> None:
+    def _add_speed(self, output: EvalLoopOutput, prefix: str, start: float) -> None:
         rows = output.num_samples or 0
         steps = math.ceil(rows / (self.args.eval_batch_size * self.args.world_size))
         output.metrics.update(speed_metrics(prefix, start, num_samples=rows, num_steps=steps))

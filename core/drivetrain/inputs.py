@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset
 
+from drivetrain.base import TrainerBase
 from drivetrain.data import (
     drop_columns,
     eval_sampler,
@@ -24,19 +25,18 @@ from drivetrain.smoothing import predicts_next_token
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Sampler
 
-    from drivetrain.trainer import Trainer
 
 logger = logging.getLogger("drivetrain")
 
 
-class Inputs:
+class Inputs(TrainerBase):
     """The part of the Trainer that makes loaders, and looks at the model's forward."""
 
     label_names: list[str]
     can_return_loss: bool
     _past: Any = None
 
-    def check_data(self: Trainer) -> None:
+    def check_data(self) -> None:
         """What can be said about the data before anything is built.
 
         Raises:
@@ -57,7 +57,7 @@ class Inputs:
         if problems:
             raise ConfigurationError(problems)
 
-    def find_signature(self: Trainer) -> None:
+    def find_signature(self) -> None:
         """Which arguments of the model's forward are labels, and whether it can be asked for a loss."""
         model = type(self.model)
         names = list(inspect.signature(model.forward).parameters)
@@ -72,7 +72,7 @@ class Inputs:
 
     # -- loaders ---------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self: Trainer) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader of the training data. Override it for your own.
 
         Raises:
@@ -91,7 +91,7 @@ class Inputs:
             train=True,
         )
 
-    def get_eval_dataloader(self: Trainer, eval_dataset: Any = None) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The loader of the evaluation data. Override it for your own.
 
         Args:
@@ -105,11 +105,11 @@ class Inputs:
             raise ConfigurationError("Trainer needs eval_dataset to evaluate.")
         return self._eval_loader(chosen, "evaluation")
 
-    def get_test_dataloader(self: Trainer, test_dataset: Any) -> DataLoader[Any]:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """The loader of the data to predict on. Override it for your own."""
         return self._eval_loader(test_dataset, "test")
 
-    def _eval_loader(self: Trainer, chosen: Any, description: str) -> DataLoader[Any]:
+    def _eval_loader(self, chosen: Any, description: str) -> DataLoader[Any]:
         dataset, collate = self._columns(chosen, description)
         sampler = self._get_eval_sampler(chosen)
         return make_dataloader(
@@ -121,13 +121,13 @@ class Inputs:
             train=False,
         )
 
-    def _get_train_sampler(self: Trainer) -> Sampler[int] | None:
+    def _get_train_sampler(self) -> Sampler[int] | None:
         return train_sampler(self.train_dataset, self.args, self.tokenizer)
 
-    def _get_eval_sampler(self: Trainer, eval_dataset: Any) -> Sampler[int] | None:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         return eval_sampler(eval_dataset, self.args)
 
-    def _columns(self: Trainer, dataset: Any, description: str) -> tuple[Any, Any]:
+    def _columns(self, dataset: Any, description: str) -> tuple[Any, Any]:
         return drop_columns(
             dataset,
             self.data_collator,
@@ -137,7 +137,7 @@ class Inputs:
             description=description,
         )
 
-    def weigh_by_tokens(self: Trainer, batches: Any, done: int) -> TokenWeighted:
+    def weigh_by_tokens(self, batches: Any, done: int) -> TokenWeighted:
         """The epoch's batches with weights by their tokens (`loss_reduction="tokens"`)."""
         run = self.run
         shifted = predicts_next_token(self.model)
@@ -150,7 +150,7 @@ class Inputs:
             world_size=run.processes.world_size,
         )
 
-    def _prepare_inputs(self: Trainer, inputs: Any) -> Any:
+    def _prepare_inputs(self, inputs: Any) -> Any:
         """The batch on the device, with the memory of the last one where `past_index` asks for it."""
         inputs = to_device(inputs, self.run.device, non_blocking=self.args.dataloader_pin_memory)
         if self.args.past_index >= 0 and self._past is not None:

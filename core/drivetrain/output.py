@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from drivetrain import discover
+from drivetrain.base import TrainerBase
 from drivetrain.checkpoint import write_model
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import import_string
@@ -16,15 +17,14 @@ from drivetrain.resolve import resolve
 
 if TYPE_CHECKING:
     from drivetrain.slots import Hub
-    from drivetrain.trainer import Trainer
 
 logger = logging.getLogger("drivetrain")
 
 
-class Output:
+class Output(TrainerBase):
     """The part of the Trainer that saves the model and pushes it."""
 
-    def save_model(self: Trainer, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and the tokenizer, where `from_pretrained` finds them.
 
         Args:
@@ -37,7 +37,7 @@ class Output:
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
-    def _weights(self: Trainer) -> dict[str, torch.Tensor]:
+    def _weights(self) -> dict[str, torch.Tensor]:
         """The whole model's weights; under a strategy that spreads them a collective."""
         if self.snapshot is not None and (self.writer is None or self.writer.is_writer()):
             # A checkpoint is being written: its state was gathered from all ranks, and training may go on.
@@ -46,13 +46,11 @@ class Output:
             return self.run.strategy.state_out(weights_only=True).weights
         return dict(self.model.state_dict())
 
-    def save_into_checkpoint(self: Trainer, folder: str) -> None:
+    def save_into_checkpoint(self, folder: str) -> None:
         """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""
         self.save_model(folder, _internal_call=True)
 
-    def _save(
-        self: Trainer, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
-    ) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Writes weights, configuration and tokenizer. Override it for your own files.
 
         Args:
@@ -70,7 +68,7 @@ class Output:
 
     # -- the hub ---------------------------------------------------------------------------------------
 
-    def _hub(self: Trainer) -> Hub:
+    def _hub(self) -> Hub:
         """The hub that the arguments choose; without push_to_hub the first that is ready, for its model card."""
         plan = resolve(self.args, kinds=("hub",), instances=self.plugins, made=self.made_plugins)
         active = plan.slot("hub")
@@ -88,13 +86,13 @@ class Output:
         hub: Hub = plan.manager.hook.make_hub(run=self.run)
         return hub
 
-    def init_hf_repo(self: Trainer) -> None:
+    def init_hf_repo(self) -> None:
         """Makes the repository of `hub_model_id`, if it is not there."""
         if self.is_world_process_zero():
             self.hub_model_id = self._hub().create(self.run)
 
     def push_to_hub(
-        self: Trainer, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
+        self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
     ) -> Any:
         """Saves the model, writes its card and uploads the output folder.
 
@@ -114,7 +112,7 @@ class Output:
             self.run, self.args.output_dir, commit_message or "End of training", blocking=blocking
         )
 
-    def create_model_card(self: Trainer, **details: Any) -> None:
+    def create_model_card(self, **details: Any) -> None:
         """Writes README.md, the model's card, in the output folder.
 
         Args:
@@ -123,13 +121,13 @@ class Output:
         if self.is_world_process_zero():
             self._hub().write_card(self.run, self.args.output_dir, **details)
 
-    def init_git_repo(self: Trainer, at_init: bool = False) -> None:
+    def init_git_repo(self, at_init: bool = False) -> None:
         """Git repositories are not used for uploads: call `init_hf_repo`."""
         raise ConfigurationError(
             "init_git_repo is no longer there: uploads go over HTTP, call init_hf_repo()."
         )
 
-    def create_accelerator_and_postprocess(self: Trainer) -> None:
+    def create_accelerator_and_postprocess(self) -> None:
         """There is no Accelerator: the strategy and precision plugins took its place."""
         raise ConfigurationError(
             "create_accelerator_and_postprocess is not there: strategy and precision plugins took accelerate's place."
@@ -137,10 +135,10 @@ class Output:
 
     # -- what transforms do now ------------------------------------------------------------------------
 
-    def torch_jit_model_eval(self: Trainer, model: Any, dataloader: Any, training: bool = False) -> Any:
+    def torch_jit_model_eval(self, model: Any, dataloader: Any, training: bool = False) -> Any:
         """The model itself: tracing is the transform `jit`, chosen by `jit_mode_eval`."""
         return model
 
-    def ipex_optimize_model(self: Trainer, model: Any, training: bool = False, dtype: Any = None) -> Any:
+    def ipex_optimize_model(self, model: Any, training: bool = False, dtype: Any = None) -> Any:
         """The model itself: Intel's extension is the transform `ipex`, chosen by `use_ipex`."""
         return model

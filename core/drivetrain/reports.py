@@ -5,31 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from drivetrain.arguments import TrainingArguments
-    from drivetrain.callbacks import TrainerState
+from drivetrain.base import TrainerBase
 
 logger = logging.getLogger("drivetrain")
 
 
-class Reports:
+class Reports(TrainerBase):
     """The part of the Trainer that writes and prints metrics."""
-
-    if TYPE_CHECKING:
-        args: TrainingArguments
-        model: torch.nn.Module
-        current_flos: float
-
-        @property
-        def state(self) -> TrainerState:
-            """The state."""
-
-        def is_world_process_zero(self) -> bool:
-            """Rank 0."""
 
     def metrics_format(self, metrics: dict[str, float]) -> dict[str, Any]:
         """A copy of the metrics for people: runtimes as h:mm:ss, floating-point operations in GF, 4 decimals."""

@@ -254,7 +254,7 @@ class Resolver:
         return Active(info.kind, info.name, claim.reason, info, version=version, weight=claim.weight)
 
     def _instances_of(self, kind: Kind) -> list[Active]:
-        found = []
+        found: list[Active] = []
         for instance in self.instances:
             if kind_of(instance) == kind:
                 place = getattr(instance, "place", "before_wrap")

@@ -21,8 +21,8 @@ from drivetrain.resolve import Plan, is_documented_callback, resolve
 from drivetrain.slots import Model, OptimizerFactory, SchedulerFactory, Strategy
 
 if TYPE_CHECKING:
+    from drivetrain.base import TrainerBase
     from drivetrain.run import Run
-    from drivetrain.trainer import Trainer
 
 logger = logging.getLogger("drivetrain")
 
@@ -38,7 +38,7 @@ class Session:
         run: filled by `open`, and emptied of what must not outlive it by `close`.
     """
 
-    def __init__(self, trainer: Trainer, run: Run) -> None:
+    def __init__(self, trainer: TrainerBase, run: Run) -> None:
         self.trainer = trainer
         self.run = run
         self._undo: list[Callable[[], object]] = []

@@ -199,33 +199,10 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
 
     # -- what scripts reach for ------------------------------------------------------------------------
 
-    @property
-    def state(self) -> TrainerState:
-        """The documented state."""
-        return self.run.state
-
-    @state.setter
-    def state(self, state: TrainerState) -> None:
-        self.run.state = state
-
-    @property
-    def control(self) -> TrainerControl:
-        """The documented flags."""
-        return self.run.control
-
-    @control.setter
-    def control(self, control: TrainerControl) -> None:
-        self.run.control = control
-
     @functools.cached_property
     def accelerator(self) -> Accelerator:
         """A bridge for scripts that call accelerate through the trainer; see `drivetrain.accelerator`."""
         return Accelerator(self)
-
-    @property
-    def processing_class(self) -> Any:
-        """The tokenizer, by the name of later versions."""
-        return self.tokenizer
 
     def add_callback(self, callback: Any) -> None:
         """Adds a callback, a class or an instance."""
@@ -238,14 +215,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
     def remove_callback(self, callback: Any) -> None:
         """Removes a callback, by class or instance."""
         self.callback_handler.remove_callback(callback)
-
-    def is_local_process_zero(self) -> bool:
-        """Whether this is its node's first process."""
-        return self.args.local_process_index == 0
-
-    def is_world_process_zero(self) -> bool:
-        """Whether this is the run's first process."""
-        return self.args.process_index == 0
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model from `model_init`, which may take the trial."""
@@ -422,7 +391,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
             model.train()
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
+            loss: torch.Tensor = self.compute_loss(model, inputs)
         self.run.strategy.backward(loss)
         loss = loss.detach()
         return loss / self.run.accumulation if self.run.accumulation > 1 else loss

@@ -24,7 +24,11 @@ class DefaultFlowCallback(TrainerCallback):
             control.should_log = True
         if args.logging_strategy == "steps" and step % state.logging_steps == 0:
             control.should_log = True
-        if args.evaluation_strategy == "steps" and step % state.eval_steps == 0 and args.eval_delay <= step:
+        if (
+            args.evaluation_strategy == "steps"
+            and step % state.eval_steps == 0
+            and (args.eval_delay or 0) <= step
+        ):
             control.should_evaluate = True
         if args.save_strategy == "steps" and state.save_steps > 0 and step % state.save_steps == 0:
             control.should_save = True
@@ -38,7 +42,7 @@ class DefaultFlowCallback(TrainerCallback):
         """What is due by epochs."""
         if args.logging_strategy == "epoch":
             control.should_log = True
-        if args.evaluation_strategy == "epoch" and args.eval_delay <= (state.epoch or 0):
+        if args.evaluation_strategy == "epoch" and (args.eval_delay or 0) <= (state.epoch or 0):
             control.should_evaluate = True
         if args.save_strategy == "epoch":
             control.should_save = True

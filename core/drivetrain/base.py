@@ -1,0 +1,103 @@
+"""What every part of the Trainer knows of it: its attributes, and the few methods that parts call in each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drivetrain.callbacks import CallbackHandler, TrainerControl, TrainerState
+from drivetrain.run import Run
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from drivetrain.arguments import TrainingArguments
+    from drivetrain.background import BackgroundWriter
+    from drivetrain.session import Session
+    from drivetrain.slots import LRScheduler, TrainState
+
+
+class TrainerBase:
+    """The attributes of a Trainer. `trainer.py` sets them; the parts in other files use them.
+
+    Attributes:
+        args, model, tokenizer, data_collator, train_dataset, eval_dataset, compute_metrics,
+        preprocess_logits_for_metrics: as they were given.
+        model_wrapped: what the strategy made of the model, while it trains.
+        optimizer, lr_scheduler: as given, or as built; None before.
+        callback_handler: the documented callbacks.
+        run: what plugins see.
+        plugins: plugin objects that were handed in; `made_plugins`: those that were made, by `kind:name`.
+        is_in_train, is_evaluating: what is under way.
+        writer, snapshot: the thread that writes checkpoints, and the state that is being written.
+    """
+
+    args: TrainingArguments
+    model: Any
+    model_wrapped: Any
+    tokenizer: Any
+    data_collator: Callable[[list[Any]], Any]
+    train_dataset: Any
+    eval_dataset: Any
+    compute_metrics: Callable[[Any], dict[str, Any]] | None
+    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: LRScheduler | None
+    callback_handler: CallbackHandler
+    run: Run
+    plugins: list[Any]
+    made_plugins: dict[str, Any]
+    trace_hooks: bool
+    is_in_train: bool
+    is_evaluating: bool
+    current_flos: float
+    writer: BackgroundWriter | None
+    snapshot: TrainState | None
+    _train_batch_size: int
+    _made_scheduler: bool
+    _past: Any = None
+
+    @property
+    def state(self) -> TrainerState:
+        """The documented state."""
+        return self.run.state
+
+    @state.setter
+    def state(self, state: TrainerState) -> None:
+        self.run.state = state
+
+    @property
+    def control(self) -> TrainerControl:
+        """The documented flags."""
+        return self.run.control
+
+    @control.setter
+    def control(self, control: TrainerControl) -> None:
+        self.run.control = control
+
+    @property
+    def processing_class(self) -> Any:
+        """The tokenizer, by the name of later versions."""
+        return self.tokenizer
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this is its node's first process."""
+        return self.args.local_process_index == 0
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the run's first process."""
+        return self.args.process_index == 0
+
+    if TYPE_CHECKING:  # defined in another part
+        _session: Session
+
+        def log(self, logs: dict[str, float]) -> None:
+            """In trainer.py."""
+
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+            """In inputs.py."""
+
+        def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+            """In inputs.py."""
