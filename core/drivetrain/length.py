@@ -32,7 +32,9 @@ class RunLength:
     rows: float
 
     @classmethod
-    def of(cls, args: TrainingArguments, batches: int | None, rows: int | None, world_size: int) -> RunLength:
+    def of(
+        cls, args: TrainingArguments, batches: int | None, rows: int | None, world_size: int, batch_size: int
+    ) -> RunLength:
         """From the arguments and the data.
 
         Args:
@@ -40,12 +42,13 @@ class RunLength:
             batches: micro-batches of one epoch, None where the data have no length.
             rows: rows of one epoch.
             world_size: number of processes.
+            batch_size: rows a micro-batch and process, which auto_find_batch_size may have halved.
 
         Raises:
             ConfigurationError: the data have no length, and `max_steps` is not set.
         """
         accumulation = args.gradient_accumulation_steps
-        rows_an_update = args.train_batch_size * accumulation * world_size
+        rows_an_update = batch_size * accumulation * world_size
         if batches is None:
             if args.max_steps <= 0:
                 raise ConfigurationError(

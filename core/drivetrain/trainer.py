@@ -254,12 +254,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
         self._train_batch_size = self.args.train_batch_size
-        if self.model_init is not None:
-            set_seed(self.args.seed)
-            self.model = self.call_model_init(trial)
-            self.optimizer, self.lr_scheduler = None, None
-            if self.args.place_model_on_device:
-                self.model.to(self.args.device)
         if self.args.auto_find_batch_size:
             return halving(self, lambda: self._train(resume_from_checkpoint, ignore_keys_for_eval, trial))
         return self._train(resume_from_checkpoint, ignore_keys_for_eval, trial)
@@ -274,6 +268,8 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                 self.is_in_train = True
                 self._begin_trial(trial)
                 session.open(training=True)
+                if self.model_init is not None:
+                    self._build_model(trial)
                 run.train_dataloader = self.get_train_dataloader()
                 known = has_length(run.train_dataloader)
                 length = RunLength.of(
@@ -281,6 +277,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                     batches_of(run.train_dataloader, run.processes.world_size) if known else None,
                     self.num_examples(run.train_dataloader) if known else None,
                     run.processes.world_size,
+                    self._train_batch_size,
                 )
                 self._begin_state(length)
                 self.writer = self._background_writer(run) if args.save_async else None
@@ -304,6 +301,14 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
                     self.writer.join()  # also after an error a checkpoint under way is finished
                 session.close()
                 self.model_wrapped = self.model
+
+    def _build_model(self, trial: Any) -> None:
+        """A fresh model, in the strategy's context, and nothing that updated the one before."""
+        set_seed(self.args.seed)
+        with self.run.strategy.model_context():
+            self.model = self.call_model_init(trial)
+        self.run.model = self.model
+        self.optimizer, self.lr_scheduler = None, None
 
     def _begin_state(self, length: RunLength) -> None:
         args = self.args
