@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import HfHubHTTPError  # type: ignore[attr-defined]  # where 0.17 has it, too
+from huggingface_hub.utils import HfHubHTTPError  # where 0.17 has it, too
 
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl
