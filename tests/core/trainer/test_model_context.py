@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.toy import Toy, trainer
 
 from drivetrain import WholeParameters, hookimpl
-from support.toy import Toy, trainer
 
 
 class Watching(WholeParameters):
