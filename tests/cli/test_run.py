@@ -295,3 +295,17 @@ def test_the_config_folder_is_first_on_the_path(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "out" / "model.safetensors").is_file()  # output_dir is the current folder's
+
+
+@pytest.mark.slow
+def test_several_processes_print_once(project: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "drivetrain",
+         "train", "run.toml"],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Training: run.toml") == 1
+    assert done.stdout.count("Done") == 1
+    assert "8 a device x 2 processes" in done.stdout
+    assert saved(project / "out" / "trainer_state.json")["global_step"] == 8
