@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.errors import ConfigurationError, did_you_mean
+from drivetrain.named import callable_of
 from drivetrain.parameters import parameter_groups
-from drivetrain.plugin import import_string
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -55,7 +55,7 @@ def own_optimizer_factory(cls: Any, run: Run) -> OptimizerFactory:
     from drivetrain.slots import OptimizerFactory
 
     args = run.args
-    found, name = _resolve(cls)
+    found, name = callable_of(cls, "optim")
     accepted = _accepted(found)
     kwargs: dict[str, Any] = {"lr": args.learning_rate}
     if args.adam_beta1 != 0.9 or args.adam_beta2 != 0.999:
@@ -105,22 +105,6 @@ def groups_of(
     if args.param_groups and check_with is not None and next(check_with.parameters(), None) is not None:
         groups(check_with)
     return groups
-
-
-def _resolve(cls: Any) -> tuple[Callable[..., Any], str]:
-    if not isinstance(cls, str):
-        if not callable(cls):
-            raise ConfigurationError(
-                f"optim must be a name, a class, or an import string 'module:Class', not {cls!r}."
-            )
-        return cls, getattr(cls, "__name__", repr(cls))
-    try:
-        found = import_string(cls)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"optim={cls!r} cannot be imported: {error}.") from error
-    if not callable(found):
-        raise ConfigurationError(f"optim={cls!r} names {found!r}, which is not a class.")
-    return found, cls
 
 
 def _accepted(cls: Callable[..., Any]) -> set[str] | None:

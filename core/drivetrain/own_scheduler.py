@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.errors import ConfigurationError, did_you_mean
-from drivetrain.plugin import import_string
+from drivetrain.named import callable_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def own_scheduler_factory(cls: Any, run: Run) -> SchedulerFactory:
     from drivetrain.slots import SchedulerFactory
 
     args: Any = run.args
-    found, name = _resolve(cls)
+    found, name = callable_of(cls, "lr_scheduler_type")
     given = dict(args.lr_scheduler_kwargs or {})
     parameters = _parameters(found)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -74,22 +74,6 @@ def own_scheduler_factory(cls: Any, run: Run) -> SchedulerFactory:
     return SchedulerFactory(
         make=make, num_training_steps=run.state.max_steps, per_evaluation=_needs_metric(found)
     )
-
-
-def _resolve(cls: Any) -> tuple[Callable[..., Any], str]:
-    if not isinstance(cls, str):
-        if not callable(cls):
-            raise ConfigurationError(
-                f"lr_scheduler_type must be a name, a class, or an import string 'module:Class', not {cls!r}."
-            )
-        return cls, getattr(cls, "__name__", repr(cls))
-    try:
-        found = import_string(cls)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"lr_scheduler_type={cls!r} cannot be imported: {error}.") from error
-    if not callable(found):
-        raise ConfigurationError(f"lr_scheduler_type={cls!r} names {found!r}, which cannot be called.")
-    return found, cls
 
 
 def _parameters(found: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -32,18 +32,7 @@ Kind = Literal[
     "search",
     "launcher",
 ]
-KINDS: tuple[Kind, ...] = (
-    "strategy",
-    "precision",
-    "optimizer",
-    "scheduler",
-    "transform",
-    "logger",
-    "hub",
-    "callback",
-    "search",
-    "launcher",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 # Exactly one of these is active in every run; of `hub`, `search` and `launcher` at most one.
 SLOTS: tuple[Kind, ...] = ("strategy", "precision", "optimizer", "scheduler")
 AT_MOST_ONE: tuple[Kind, ...] = ("hub", "search", "launcher")

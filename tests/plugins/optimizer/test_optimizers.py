@@ -341,7 +341,7 @@ def test_adams_arguments_reach_a_class_once_they_are_changed(make_run):
             "takes no 'weight_decay', but weight_decay is set; remove it.",
         ),
         ("torch.optim:SGDD", {}, "optim='torch.optim:SGDD' cannot be imported"),
-        ("torch.optim:lr_scheduler", {}, "which is not a class"),
+        ("torch.optim:lr_scheduler", {}, "which cannot be called"),
         (3, {}, "optim must be a name, a class, or an import string"),
     ],
 )
