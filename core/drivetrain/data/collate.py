@@ -197,14 +197,16 @@ class RemoveColumnsCollator:
         columns = self.columns
         if self._is_default:
             return collate_columns(features, columns)
-        return self.data_collator(
-            [
-                row
-                if not isinstance(row, dict) or row.keys() <= columns
-                else {name: value for name, value in row.items() if name in columns}
-                for row in features
-            ]
-        )
+        try:
+            nothing_to_drop = all(map(columns.issuperset, features))  # a third of the time of a loop
+        except TypeError:  # a row that is no dict, such as the None of a row that could not be read
+            nothing_to_drop = False
+        return self.data_collator(features if nothing_to_drop else [self._kept(row) for row in features])
+
+    def _kept(self, row: Any) -> Any:
+        if not isinstance(row, dict) or row.keys() <= self.columns:
+            return row
+        return {name: value for name, value in row.items() if name in self.columns}
 
 
 def report_dropped(

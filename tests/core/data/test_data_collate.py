@@ -183,3 +183,10 @@ def test_a_whole_batch_is_the_collators():
     """`__getitems__` of a dataset may give a batch that is collated already: no rows to look into."""
     collate = RemoveColumnsCollator(lambda batch: batch, ["x"])
     assert collate({"x": torch.ones(2), "y": torch.zeros(2)}).keys() == {"x", "y"}
+
+
+def test_rows_that_could_not_be_read_reach_the_collator():
+    seen = []
+    collate = RemoveColumnsCollator(lambda rows: seen.extend(rows), ["x"], labels=["y"])
+    collate([{"x": 1}, None, {"x": 2, "z": 3}, (4, 5)])
+    assert seen == [{"x": 1}, None, {"x": 2}, (4, 5)]
