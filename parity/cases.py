@@ -8,6 +8,7 @@ import cases_corners
 import cases_data
 import cases_differences
 import cases_evaluation
+import cases_inner
 import cases_models
 import cases_more
 import cases_resume
@@ -20,6 +21,7 @@ __all__ = [
     "cases_data",
     "cases_differences",
     "cases_evaluation",
+    "cases_inner",
     "cases_models",
     "cases_more",
     "cases_resume",

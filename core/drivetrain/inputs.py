@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +12,15 @@ from torch.utils.data import IterableDataset
 
 from drivetrain.base import TrainerBase
 from drivetrain.data import (
-    drop_columns,
     eval_sampler,
     has_length,
+    is_table,
     make_dataloader,
+    signature_columns,
     to_device,
     train_sampler,
 )
+from drivetrain.data.collate import LABEL_COLUMNS, RemoveColumnsCollator, report_dropped
 from drivetrain.data.tokens import TokenWeighted, count_targets
 from drivetrain.errors import ConfigurationError
 from drivetrain.smoothing import predicts_next_token
@@ -35,6 +38,7 @@ class Inputs(TrainerBase):
     label_names: list[str]
     can_return_loss: bool
     _past: Any = None
+    _signature_columns: list[str] | None = None
 
     def check_data(self) -> None:
         """What can be said about the data before anything is built.
@@ -128,14 +132,46 @@ class Inputs(TrainerBase):
         return eval_sampler(eval_dataset, self.args)
 
     def _columns(self, dataset: Any, description: str) -> tuple[Any, Any]:
-        return drop_columns(
-            dataset,
-            self.data_collator,
-            model=self.model,
-            label_names=self.label_names,
-            args=self.args,
-            description=description,
+        if is_table(dataset):
+            return self._remove_unused_columns(dataset, description), self.data_collator
+        return dataset, self._get_collator_with_removed_columns(self.data_collator, description)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Sets `_signature_columns`, the columns that are kept; what a script has put there stays."""
+        if self._signature_columns is None:
+            self._signature_columns = signature_columns(self.model, self.label_names)
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """A `datasets.Dataset` without the columns that the model does not take."""
+        if not self.args.remove_unused_columns:
+            return dataset
+        self._set_signature_columns_if_needed()
+        dropped = report_dropped(
+            dataset.column_names,
+            self._signature_columns or (),
+            self._labels(),
+            type(self.model).__name__,
+            description or "data",
         )
+        return dataset.remove_columns(dropped) if dropped else dataset
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Callable[[Any], Any], description: str | None = None
+    ) -> Callable[[Any], Any]:
+        """A collator of the rows' columns that the model takes."""
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return RemoveColumnsCollator(
+            data_collator,
+            self._signature_columns or (),
+            labels=self._labels(),
+            model_name=type(self.model).__name__,
+            description=description or "data",
+        )
+
+    def _labels(self) -> set[str]:
+        return {*LABEL_COLUMNS, *self.label_names}
 
     def weigh_by_tokens(self, batches: Any, done: int) -> TokenWeighted:
         """The epoch's batches with weights by their tokens (`loss_reduction="tokens"`)."""
@@ -150,9 +186,18 @@ class Inputs(TrainerBase):
             world_size=run.processes.world_size,
         )
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Nested tensors on the device; an override is called for each part of them."""
+        if type(self)._prepare_input is not Inputs._prepare_input:
+            if isinstance(data, Mapping):
+                return type(data)({name: self._prepare_input(value) for name, value in data.items()})  # type: ignore[call-arg]
+            if isinstance(data, (tuple, list)):
+                return type(data)(self._prepare_input(value) for value in data)
+        return to_device(data, self.run.device, non_blocking=self.args.dataloader_pin_memory)
+
     def _prepare_inputs(self, inputs: Any) -> Any:
         """The batch on the device, with the memory of the last one where `past_index` asks for it."""
-        inputs = to_device(inputs, self.run.device, non_blocking=self.args.dataloader_pin_memory)
+        inputs = self._prepare_input(inputs)
         if self.args.past_index >= 0 and self._past is not None:
             inputs["mems"] = self._past
         return inputs

@@ -65,6 +65,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
     training_step = trainer.training_step
     accumulation = run.accumulation
     count_flos = trainer.floating_point_ops if trainer.counts_flos() else None
+    serve, always = trainer.service()
     # Data shorter than one update: the update is done at the epoch's end with what there is.
     short_epochs = length.batches <= accumulation
 
@@ -126,8 +127,8 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
                 for call in events.on_step_end:
                     call(run)
                 control = run.control
-                if control.should_log or control.should_evaluate or control.should_save:
-                    trainer.serve(run)
+                if control.should_log or control.should_evaluate or control.should_save or always:
+                    serve(run)
             else:
                 for call in events.on_substep_end:
                     call(run)
@@ -149,7 +150,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         position.epoch_ended = not broken_off
         for call in events.on_epoch_end:
             call(run)
-        trainer.serve(run)
+        serve(run)
         if run.control.should_training_stop:
             break
     if position.random is not None:

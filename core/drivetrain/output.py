@@ -22,7 +22,13 @@ logger = logging.getLogger("drivetrain")
 
 
 class Output(TrainerBase):
-    """The part of the Trainer that saves the model and pushes it."""
+    """The part of the Trainer that saves the model and pushes it.
+
+    Attributes:
+        hub_model_id: the repository, once there is one.
+    """
+
+    hub_model_id: str | None = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and the tokenizer, where `from_pretrained` finds them.
@@ -31,9 +37,12 @@ class Output(TrainerBase):
             output_dir: by default the output folder.
         """
         folder = output_dir if output_dir is not None else self.args.output_dir
-        state = self._weights()
-        if self.args.should_save:
-            self._save(folder, state_dict=state)
+        if self.run.processes.world_size == 1 and self.writer is None:
+            self._save(folder)
+        else:
+            state = self._weights()  # a collective
+            if self.args.should_save:
+                self._save(folder, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
@@ -61,7 +70,7 @@ class Output(TrainerBase):
         write_model(
             self.model,
             folder,
-            weights=state_dict,
+            weights=self._weights() if state_dict is None else state_dict,
             max_shard_size=self.args.max_shard_size,
             processing_class=self.tokenizer,
         )

@@ -28,6 +28,7 @@ from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_co
 from drivetrain.errors import CheckpointError, ConfigurationError
 from drivetrain.evaluating import Evaluations
 from drivetrain.evaluation import speed_metrics
+from drivetrain.inner_names import InnerNames
 from drivetrain.inputs import Inputs
 from drivetrain.length import RunLength, every
 from drivetrain.loop import Position, train_loop
@@ -61,7 +62,7 @@ class TrainOutput(NamedTuple):
     metrics: dict[str, float]
 
 
-class Trainer(Building, Evaluations, Inputs, Output, Reports):
+class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
     """Trains, evaluates and predicts with a PyTorch model.
 
     Args:
@@ -80,6 +81,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         preprocess_logits_for_metrics: `(logits, labels) -> logits`, before they are gathered and kept.
         plugins: plugin objects for this trainer: slots, transforms or listeners.
         trace_hooks: print every hook call.
+        processing_class: the tokenizer, by the name of later versions.
 
     Raises:
         ConfigurationError: the arguments, the data or the plugins do not fit together.
@@ -101,6 +103,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         *,
         plugins: Sequence[Any] = (),
         trace_hooks: bool = False,
+        processing_class: Any = None,
     ) -> None:
         if args is None:
             args = TrainingArguments(output_dir="tmp_trainer")
@@ -111,6 +114,13 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         else:
             set_seed(args.seed)
         self.is_in_train = False
+        self.check_overrides()
+        if processing_class is not None:
+            if tokenizer is not None:
+                raise ConfigurationError(
+                    "Trainer was given both tokenizer and processing_class, which are one: pass one of them."
+                )
+            tokenizer = processing_class
         if isinstance(plugins, (str, Mapping)):
             raise ConfigurationError(
                 "Trainer(plugins=...) takes plugin objects; options by name go to TrainingArguments."
@@ -362,7 +372,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
         self._finish_saving(run)
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             run.processes.barrier()
-            self.load_best_model()
+            self._load_best_model()
         self.losses.read(run.strategy)
         train_loss = self.losses.total / max(self.state.global_step, 1)
         metrics = speed_metrics("train", start, num_samples=length.rows, num_steps=self.state.max_steps)
@@ -469,7 +479,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports):
 
     def _log_training(self, run: Run) -> None:
         steps = max(self.state.global_step - self.losses.last_logged, 1)
-        rate = self.learning_rate()
+        rate = self._get_learning_rate()
         now = time.perf_counter()
         seconds = max(now - self.clock, 1e-9)
         run.figures["rows_per_second"] = run.batch_rows * run.processes.world_size / seconds

@@ -1,7 +1,7 @@
 """Data: collating rows, their order, loading them, and the position in them."""
 
 from drivetrain.data.collate import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
-from drivetrain.data.columns import drop_columns, signature_columns
+from drivetrain.data.columns import is_table, signature_columns
 from drivetrain.data.device import find_batch_size, to_device
 from drivetrain.data.epoch import EpochIterator, EvaluationIterator
 from drivetrain.data.loader import make_dataloader, seed_worker
@@ -25,10 +25,10 @@ __all__ = [
     "SeededRandomSampler",
     "batches_of",
     "default_data_collator",
-    "drop_columns",
     "eval_sampler",
     "find_batch_size",
     "has_length",
+    "is_table",
     "make_dataloader",
     "seed_worker",
     "signature_columns",

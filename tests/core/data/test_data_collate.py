@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from drivetrain import Trainer, TrainingArguments
 from drivetrain.data import (
     DataCollatorWithPadding,
     RemoveColumnsCollator,
     default_data_collator,
-    drop_columns,
     signature_columns,
 )
 from drivetrain.errors import ConfigurationError
@@ -160,19 +160,19 @@ def test_nothing_left_is_an_error_with_a_cure():
         RemoveColumnsCollator(default_data_collator, ["x", "label"])([{"a": 1, "label": 0}])
 
 
-def test_columns_of_a_dataset_are_dropped():
+def test_columns_of_a_dataset_are_dropped(tmp_path):
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"x": [1.0, 2.0], "text": ["a", "b"], "label": [0, 1]})
-    options = {"model": Model(), "label_names": ["labels"], "description": "training"}
-    kept, collate = drop_columns(data, list, args=SimpleNamespace(remove_unused_columns=True), **options)
-    assert kept.column_names == ["x", "label"]
-    assert collate is list
-    kept, collate = drop_columns(data, list, args=SimpleNamespace(remove_unused_columns=False), **options)
-    assert (kept, collate) == (data, list)
+
+    def loader(data, **arguments):
+        args = TrainingArguments(str(tmp_path), report_to="none", **arguments)
+        return Trainer(Model(), args, data_collator=list, train_dataset=data).get_train_dataloader()
+
+    assert loader(data).dataset.column_names == ["x", "label"]
+    assert loader(data).collate_fn is list
+    assert loader(data, remove_unused_columns=False).dataset is data
     with pytest.raises(ConfigurationError, match=r"Model\.forward"):
-        drop_columns(
-            data.remove_columns("x"), list, args=SimpleNamespace(remove_unused_columns=True), **options
-        )
+        loader(data.remove_columns("x"))
 
 
 def test_the_signature_comes_first_then_labels():

@@ -12,7 +12,8 @@ import pytest
 import torch
 from support.toy import Toy, accuracy, history, rows, trainer, weights_equal
 
-from drivetrain import Trainer, TrainerCallback
+from drivetrain import Trainer, TrainerCallback, TrainingArguments
+from drivetrain.errors import ConfigurationError
 from drivetrain.evaluation import EvalLoopOutput, speed_metrics
 
 SETTINGS: dict[str, Any] = {"max_steps": 6, "logging_steps": 2}
@@ -442,3 +443,24 @@ def test_state_and_control_may_be_set(tmp_path: Path) -> None:
     made.control = TrainerControl(should_save=True)
     assert made.run.state.global_step == 3
     assert made.run.control.should_save
+
+
+def test_an_override_that_nothing_would_call_is_an_error(tmp_path):
+    class Own(Trainer):
+        def _inner_training_loop(self, *args, **kwargs):
+            return None
+
+    with pytest.raises(
+        ConfigurationError, match=r"Own overrides _inner_training_loop.*: override training_step"
+    ):
+        Own(torch.nn.Linear(1, 1), TrainingArguments(str(tmp_path), report_to="none"))
+
+
+def test_the_tokenizer_may_be_called_processing_class(tmp_path):
+    args = TrainingArguments(str(tmp_path), report_to="none")
+    tokenizer = object()
+    trainer = Trainer(torch.nn.Linear(1, 1), args, processing_class=tokenizer)
+    assert trainer.tokenizer is trainer.processing_class is tokenizer
+    assert trainer.data_collator.tokenizer is tokenizer
+    with pytest.raises(ConfigurationError, match="pass one of them"):
+        Trainer(torch.nn.Linear(1, 1), args, tokenizer=tokenizer, processing_class=tokenizer)
