@@ -92,6 +92,7 @@ class TrainerBase:
 
     if TYPE_CHECKING:  # defined in another part
         _session: Session
+        label_names: list[str]
 
         def log(self, logs: dict[str, float]) -> None:
             """In trainer.py."""

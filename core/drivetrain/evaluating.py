@@ -112,7 +112,7 @@ class Evaluations(TrainerBase):
                 session.autocast(self.model)
                 model = session._transform("before_wrap", self.model)
                 run.model_wrapped = self.model_wrapped = session._transform("after_prepare", model)
-                with evaluation_dtype(self.model, run.precision.policy.evaluation):
+                with evaluation_dtype(self.model, run.precision.policy.evaluation, self.label_names):
                     yield
             finally:
                 self.is_evaluating = False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from drivetrain.data import EvaluationIterator, find_batch_size, has_length, to_device
+from drivetrain.errors import ConfigurationError
 from drivetrain.gathering import (
     collect_rows,
     concatenate,
@@ -178,6 +179,8 @@ def evaluation_loop(
     run.prediction = progress = Prediction(description, batches.batches)
     try:
         for step, inputs in enumerate(batches, start=1):
+            if step == 1 and description == "Evaluation":
+                _tell_missing_labels(trainer, inputs)
             rows = find_batch_size(inputs)
             if rows is None:
                 rows = args.eval_batch_size
@@ -188,9 +191,7 @@ def evaluation_loop(
             )
             main_input = None
             if args.include_inputs_for_metrics:
-                main_input = to_device(
-                    inputs[getattr(trainer.model, "main_input_name", "input_ids")], run.device
-                )
+                main_input = to_device(_main_input(trainer.model, inputs), run.device)
             if logits is not None and trainer.preprocess_logits_for_metrics is not None:
                 logits = trainer.preprocess_logits_for_metrics(logits, labels)
 
@@ -286,7 +287,7 @@ def prediction_step(
         else:
             outputs = model(**inputs)
             if trainer.args.past_index >= 0:
-                trainer._past = outputs[trainer.args.past_index - 1]
+                trainer._past = output_at(outputs, trainer.args.past_index - 1, trainer.args.past_index)
     if prediction_loss_only:
         return loss, None, None
 
@@ -298,6 +299,43 @@ def prediction_step(
     if isinstance(logits, (tuple, list)):
         logits = (logits[0] if len(logits) == 1 else logits) if logits else None
     return loss, logits, labels
+
+
+def output_at(outputs: Any, place: int, past_index: int) -> Any:
+    """The output that `past_index` means.
+
+    Raises:
+        ConfigurationError: the model's output has no such place.
+    """
+    try:
+        return outputs[place]
+    except (KeyError, IndexError, TypeError):
+        raise ConfigurationError(
+            f"past_index={past_index} finds no output of that number in the model's {type(outputs).__name__}: "
+            "return a tuple, or leave past_index out."
+        ) from None
+
+
+def _tell_missing_labels(trainer: Any, inputs: Any) -> None:
+    """A label that was named and is not there leaves an evaluation without loss and metrics."""
+    lacking = [name for name in trainer.args.label_names or () if name not in inputs]
+    if lacking:
+        logger.warning(
+            "label_names has %r, which the batches have not, so the evaluation gives no loss. They have: %s.",
+            lacking[0],
+            ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else "no names",
+        )
+
+
+def _main_input(model: torch.nn.Module, inputs: Any) -> Any:
+    """What `include_inputs_for_metrics` hands on."""
+    name = getattr(model, "main_input_name", "input_ids")
+    if not isinstance(inputs, Mapping) or name not in inputs:
+        raise ConfigurationError(
+            f"include_inputs_for_metrics=True finds no {name!r} in the batches: set main_input_name on the model, "
+            "or leave include_inputs_for_metrics out."
+        )
+    return inputs[name]
 
 
 def _is_prediction(value: Any) -> bool:

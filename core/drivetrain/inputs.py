@@ -60,6 +60,11 @@ class Inputs(TrainerBase):
             )
         if problems:
             raise ConfigurationError(problems)
+        if args.data_seed is not None and isinstance(data, IterableDataset):
+            logger.warning(
+                "%s has no effect: the rows of an iterable data set come as they are.",
+                args.shown("data_seed"),
+            )
 
     def find_signature(self) -> None:
         """Which arguments of the model's forward are labels, and whether it can be asked for a loss."""

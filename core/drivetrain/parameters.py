@@ -146,7 +146,22 @@ def _entry_problem(index: int, entry: Any, optimizer_class: Callable[..., Any] |
             f"{where}: {name} has no option '{unknown[0]}'.{did_you_mean(unknown[0], known)} "
             f"It has: {', '.join(sorted(known))}."
         )
+    wrong = [
+        key
+        for key in ("lr", "weight_decay", "momentum")
+        if key in entry and (isinstance(entry[key], (bool, str)) or not _not_negative(entry[key]))
+    ]
+    if wrong:
+        return f"{where}: '{wrong[0]}' must be a number of at least 0, and is {entry[wrong[0]]!r}."
     return None
+
+
+def _not_negative(value: Any) -> bool:
+    """Whether an optimizer may take it as a rate: a number of at least 0, or a tensor that holds one."""
+    try:
+        return bool(float(value) >= 0)
+    except (TypeError, ValueError):
+        return False
 
 
 def group_options(optimizer_class: Callable[..., Any] | None) -> set[str] | None:

@@ -85,6 +85,12 @@ def asked_for() -> int:
     return max([1, *(int(count) for count in counts if count.isdigit())])
 
 
+def on_one_node() -> bool:
+    """Whether all processes of this run are known to be on one machine, without making a process group."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun says how many of them are
+    return asked_for() == (int(here) if here.isdigit() else 1)
+
+
 def current(args: Any) -> Processes:
     """The processes of the run of `args`; with several, the first call makes the process group.
 

@@ -12,10 +12,12 @@ from typing import Any, get_args
 import pluggy
 
 from drivetrain import discover
+from drivetrain.arguments.enums import DOCUMENTED
 from drivetrain.binding import Events, new_manager, trace
 from drivetrain.errors import ConfigurationError, PluginError, did_you_mean
 from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, Place, PluginInfo, Weight, import_string
 from drivetrain.requirements import missing, needs
+from drivetrain.settings import not_enabled
 
 logger = logging.getLogger("drivetrain")
 
@@ -197,6 +199,12 @@ class Resolver:
 
     def by_name(self, kind: Kind, name: str, reason: str) -> Active | None:
         """The plugin of that name, or a problem."""
+        if name in DOCUMENTED.get(kind, ()) and name not in discover.names(kind):
+            self.problems.append(
+                f"{reason} is not there yet: it needs the {kind} plugin {name!r}, which is not installed. "
+                f"Installed: {', '.join(discover.names(kind)) or 'none'}."
+            )
+            return None
         try:
             info = discover.load_info(kind, name)
         except (ConfigurationError, PluginError) as error:
@@ -357,10 +365,7 @@ class Resolver:
     def _check_options(self) -> None:
         installed = {entry.name: entry.kind for entry in discover.entries()}
         for name, source in self.enabled.items():
-            if name not in installed:
-                self.problems.append(
-                    f"{source} enables {name!r}: {discover.unknown('plugin', name, installed)}"
-                )
+            self.problems += not_enabled([name], source)
         for name in self.wanted_options:
             if name in self.used_options:
                 continue

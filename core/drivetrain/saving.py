@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from drivetrain.checkpoint import (
     save_checkpoint,
     sweep,
 )
-from drivetrain.errors import CheckpointError
+from drivetrain.checkpoint.plain import plain
+from drivetrain.errors import CheckpointError, did_you_mean
 from drivetrain.loop import Position
 from drivetrain.slots import TrainState
 
@@ -55,6 +57,13 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
     if trainer.writer is not None:
         trainer.writer.wait()  # one at a time; and its failure is told before there is another
     folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
+    if folder in (trainer.others or ()) and run.is_main_process:
+        trainer.others = set()
+        logger.warning(
+            "%s is of another run and is replaced, as are those after it: choose another output_dir, or set "
+            "overwrite_output_dir=True where that is meant.",
+            folder,
+        )
     best = run.state.best_metric, run.state.best_model_checkpoint
     note_best(trainer, folder, metrics)
     contents = gather(trainer, run)
@@ -218,12 +227,14 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
         wanted: a folder; True for the last valid one of the run's folder; None or False for none.
 
     Raises:
-        CheckpointError: True, and there is none.
+        CheckpointError: there is none.
     """
     if wanted is None or wanted is False:
+        if trainer.args.ignore_data_skip:
+            logger.warning("ignore_data_skip=True has no effect: no checkpoint is resumed.")
         return None
     if wanted is not True:
-        return os.fspath(wanted)
+        return checkpoint_at(os.fspath(wanted))
     folder, run = run_folder(trainer), trainer.run
     step = -1
     if run.is_main_process:  # looking at every file once is enough, and all ranks must find the same
@@ -231,8 +242,94 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
         step = int(found.rpartition("-")[2]) if found is not None else -1
     step = int(run.strategy.collect(torch.tensor([step], device=run.device))[0])
     if step < 0:
-        raise CheckpointError(f"resume_from_checkpoint=True found no valid checkpoint in {folder!r}.")
+        raise none_to_resume(folder)
     return os.path.join(folder, f"{PREFIX}-{step}")
+
+
+def none_to_resume(folder: str) -> CheckpointError:
+    """The error of `resume_from_checkpoint=True` where there is nothing to go on from."""
+    return CheckpointError(
+        f"resume_from_checkpoint=True found no valid checkpoint in {folder!r}: leave it out to start anew."
+    )
+
+
+def checkpoint_at(path: str) -> str:
+    """The folder that was named.
+
+    Raises:
+        CheckpointError: it cannot be a checkpoint.
+    """
+    if not os.path.isdir(path):
+        near = did_you_mean(path, _checkpoints_in(os.path.dirname(path) or "."))
+        raise CheckpointError(f"resume_from_checkpoint={path!r} is no folder.{near}")
+    inside = _checkpoints_in(path)
+    if inside and not os.path.exists(os.path.join(path, "manifest.json")):
+        last = max(inside, key=lambda found: int(found.rpartition("-")[2]))
+        raise CheckpointError(
+            f"resume_from_checkpoint={path!r} is no checkpoint but a folder of them: name one, such as {last!r}."
+        )
+    return path
+
+
+def _checkpoints_in(folder: str) -> set[str]:
+    """The folders `checkpoint-STEP` in a folder, whole or not."""
+    if not os.path.isdir(folder):
+        return set()
+    named = (name for name in os.listdir(folder) if re.fullmatch(rf"{PREFIX}-\d+", name))
+    return {os.path.normpath(os.path.join(folder, name)) for name in named}
+
+
+def note_others(trainer: Trainer, checkpoint: str | None) -> None:
+    """Remembers which checkpoints stand there from other runs, so that replacing one can be said."""
+    if trainer.others is None:  # after a restart with a smaller batch they may be this run's own
+        folder = run_folder(trainer)
+        own = checkpoint is not None and os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(
+            folder
+        )
+        meant = own or trainer.args.overwrite_output_dir
+        trainer.others = (
+            set()
+            if meant
+            else {os.path.join(folder, os.path.basename(found)) for found in _checkpoints_in(folder)}
+        )
+
+
+# What may differ between a run and its resumption without changing what is computed.
+_INCIDENTAL = {
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "local_rank",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "report_to",
+    "hub_token",
+    "push_to_hub_token",
+}
+
+
+def what_changed(run: Run, contents: CheckpointContents) -> list[str]:
+    """Arguments and plugins that are not those the checkpoint was written with, each as a clause."""
+    now = plain(run.args.to_dict())
+    if isinstance(now["plugins"], list):
+        del now["plugins"]  # objects, which cannot be compared with what is left of them in a file
+    changed = [
+        f"{name} was {contents.args[name]!r} and is {now[name]!r}"
+        for name in now
+        if name in contents.args and name not in _INCIDENTAL and contents.args[name] != now[name]
+    ]
+    plugins = {f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()}
+    for key in sorted(contents.plugins.keys() & plugins.keys()):
+        if contents.plugins[key] != plugins[key]:
+            changed.append(f"{key} had version {contents.plugins[key]} and has {plugins[key]}")
+    return changed
 
 
 def clean_up(trainer: Trainer) -> None:
@@ -259,6 +356,9 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     trainer.losses.restore(contents.loss)
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
+    changed = what_changed(run, contents)
+    if changed and run.is_main_process:
+        logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
     where = contents.position or {}
     trainer.epoch_was_stopped = bool(where.get("epoch_stop"))
     logger.info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -160,14 +160,24 @@ def scheduler_factory(run: Run, num_training_steps: int) -> SchedulerFactory:
 
 
 @contextmanager
-def evaluation_dtype(model: Model, dtype: torch.dtype | None) -> Iterator[None]:
+def evaluation_dtype(model: Model, dtype: torch.dtype | None, labels: Collection[str] = ()) -> Iterator[None]:
     """The whole model in half precision for an evaluation; exactly as it was afterwards.
 
+    What its forward is given in single precision is cast too, but for the labels.
     Peak memory is one and a half times the model's: the full tensors are kept while the half ones are in use.
     """
     if dtype is None:
         yield
         return
+
+    def half(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    def cast(module: Model, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        kept = {key: value if key in labels else half(value) for key, value in named.items()}
+        return tuple(half(value) for value in given), kept
+
+    hook = model.register_forward_pre_hook(cast, with_kwargs=True)
     kept = [
         (tensor, tensor.data)
         for tensor in (*model.parameters(), *model.buffers())
@@ -178,6 +188,7 @@ def evaluation_dtype(model: Model, dtype: torch.dtype | None) -> Iterator[None]:
     try:
         yield
     finally:
+        hook.remove()
         for tensor, data in kept:
             tensor.data = data
 

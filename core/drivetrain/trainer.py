@@ -27,7 +27,7 @@ from drivetrain.callbacks import (
 from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
 from drivetrain.errors import CheckpointError, ConfigurationError
 from drivetrain.evaluating import Evaluations
-from drivetrain.evaluation import speed_metrics
+from drivetrain.evaluation import output_at, speed_metrics
 from drivetrain.inner_names import InnerNames
 from drivetrain.inputs import Inputs
 from drivetrain.length import RunLength, every
@@ -167,6 +167,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
         self.batches: Any = None
         self.epoch_was_stopped = False
         self.last_saved: str | None = None
+        self.others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
         self.writer: BackgroundWriter | None = None
         self.snapshot: TrainState | None = None
         self.clock = time.perf_counter()
@@ -264,6 +265,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
         self._train_batch_size = self.args.train_batch_size
+        self.others = None
         if self.args.auto_find_batch_size:
             return halving(self, lambda: self._train(resume_from_checkpoint, ignore_keys_for_eval, trial))
         return self._train(resume_from_checkpoint, ignore_keys_for_eval, trial)
@@ -302,6 +304,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
                 self.batches = None
                 saving.clean_up(self)
                 checkpoint = saving.find_checkpoint(self, resume)
+                saving.note_others(self, checkpoint)
                 if checkpoint is not None:
                     self.position = saving.restore(self, run, checkpoint)
                 return self._fit(length)
@@ -430,7 +433,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
         else:  # rows that are tuples or tensors: arguments by position
             outputs = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
         if self.args.past_index >= 0:
-            self._past = outputs[self.args.past_index]
+            self._past = output_at(outputs, self.args.past_index, self.args.past_index)
         if labels is not None and self.label_smoother is not None:
             loss = self.label_smoother(outputs, labels, shift_labels=predicts_next_token(self.model))
         elif isinstance(outputs, torch.Tensor):

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drivetrain.cli.overrides import split_words
+from drivetrain.errors import ConfigurationError
+
 Edit = Callable[[str, str], None]
 Command = Callable[..., Any]
 
@@ -309,3 +312,16 @@ def test_several_processes_print_once(project: Path) -> None:
     assert done.stdout.count("Done") == 1
     assert "8 a device x 2 processes" in done.stdout
     assert saved(project / "out" / "trainer_state.json")["global_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--bf16", "maybe"], "Option '--bf16' is true or false, and not 'maybe'."),
+        (["-x", "3"], "Unknown option '-x'; options are written --NAME VALUE."),
+    ],
+)
+def test_words_that_are_no_options(words, sentence):
+    with pytest.raises(ConfigurationError) as caught:
+        split_words(["toy.toml", *words], {"bf16": "flag"})
+    assert sentence in caught.value.problems

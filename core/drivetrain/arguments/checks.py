@@ -314,6 +314,9 @@ def plugin_options(name: str, value: Any) -> dict[str, Any] | list[Any] | None:
     if isinstance(content, tuple):
         return list(content)
     if isinstance(content, dict):
+        enabled = content.get("enable", [])
+        if not isinstance(enabled, (list, tuple)) or not all(isinstance(word, str) for word in enabled):
+            raise Wrong(f"{name}['enable'] must be a list of plugins' names, not {enabled!r}.")
         for plugin, options in content.items():
             if plugin != "enable" and not isinstance(options, dict):
                 raise Wrong(f"{name}[{plugin!r}] must be a dict of that plugin's options, not {options!r}.")
@@ -326,6 +329,8 @@ def plugin_options(name: str, value: Any) -> dict[str, Any] | list[Any] | None:
 def size(name: str, value: Any) -> str:
     """A number of bytes with a unit, such as 5GB; a bare number is bytes."""
     word = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(word, str) and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?)?B?", word.strip(), re.IGNORECASE):
-        return word.strip()
+    if isinstance(word, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", word.strip(), re.IGNORECASE)
+        if found and float(found[1]) * (1 if found[2] is None else 1000) >= 1:
+            return word.strip()
     raise Wrong(f"{name}={value!r} must be a size such as '5GB' or '500MB'.")

@@ -72,6 +72,24 @@ class OptimizerNames(Choice):
     RMSPROP = "rmsprop"
 
 
+DOCUMENTED: dict[str, tuple[str, ...]] = {
+    "optimizer": tuple(name.value for name in OptimizerNames),
+    "logger": (
+        "azure_ml",
+        "clearml",
+        "codecarbon",
+        "comet_ml",
+        "dagshub",
+        "flyte",
+        "mlflow",
+        "neptune",
+        "tensorboard",
+        "wandb",
+    ),
+}
+"""Words of `optim` and `report_to` that are no mistake, whether or not a plugin brings them."""
+
+
 class ParallelMode(Choice):
     """How the processes of a run share the work; scripts read its `.value`."""
 

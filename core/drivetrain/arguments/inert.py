@@ -3,18 +3,30 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.processes import asked_for, on_one_node
+
 if TYPE_CHECKING:
     from drivetrain.arguments.training_arguments import TrainingArguments
 
 Condition = Callable[[Any], bool]
 
 INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
-    (("logging_steps",), lambda args: args.logging_strategy != "steps", "logging_strategy is not 'steps'"),
     (
-        ("logging_first_step", "logging_nan_inf_filter"),
-        lambda args: args.logging_strategy == "no",
+        ("logging_steps",),
+        # Evaluations without a rhythm of their own follow that of the log.
+        lambda args: (
+            args.logging_strategy != "steps"
+            and (args.evaluation_strategy != "steps" or args.is_set("eval_steps"))
+        ),
+        "logging_strategy is not 'steps'",
+    ),
+    (
+        ("logging_nan_inf_filter",),
+        lambda args: args.logging_strategy == "no" and not args.logging_first_step,
         "logging_strategy is 'no'",
     ),
+    (("log_level_replica",), lambda args: asked_for() == 1, "there is one process"),
+    (("log_on_each_node", "save_on_each_node"), lambda args: on_one_node(), "there is one node"),
     (("save_steps",), lambda args: args.save_strategy != "steps", "save_strategy is not 'steps'"),
     (
         ("save_total_limit", "save_async", "on_save_error"),
@@ -36,6 +48,11 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
         ("metric_for_best_model", "greater_is_better"),
         lambda args: args.evaluation_strategy == "no",
         "nothing is evaluated while training",
+    ),
+    (
+        ("greater_is_better",),
+        lambda args: args.evaluation_strategy != "no" and args.metric_for_best_model is None,
+        "metric_for_best_model names no metric",
     ),
     (("num_train_epochs",), lambda args: args.max_steps > 0, "max_steps decides"),
     (("warmup_ratio",), lambda args: args.warmup_steps > 0, "warmup_steps decides"),

@@ -20,8 +20,16 @@ class Precision:
     half_precision_backend: HalfPrecisionBackend | str = argument(
         "auto", "Who does mixed precision.", owner="precision"
     )
-    bf16_full_eval: bool = argument(False, "Evaluate with the whole model in bfloat16.", owner="precision")
-    fp16_full_eval: bool = argument(False, "Evaluate with the whole model in float16.", owner="precision")
+    bf16_full_eval: bool = argument(
+        False,
+        "Evaluate and predict, outside of train(), with the whole model in bfloat16.",
+        owner="precision",
+    )
+    fp16_full_eval: bool = argument(
+        False,
+        "Evaluate and predict, outside of train(), with the whole model in float16.",
+        owner="precision",
+    )
     tf32: bool | None = argument(
         None,
         "Whether float32 matrix products may use TensorFloat-32; None leaves torch's setting.",

@@ -137,6 +137,13 @@ def optimizer_state_in(
         state[index[name]] = _like(live[name], copy.copy(entry), name)
     groups = []
     for group, stored, of_group in zip(optimizer.param_groups, saved.groups, names, strict=True):
+        foreign = stored.keys() - group.keys() - {"initial_lr"}
+        lacking = sorted(group.keys() - stored.keys() - set(HOW_NOT_WHAT))
+        if foreign and lacking:  # an older torch's optimizer lacks options too, but has none of its own
+            raise CheckpointError(
+                f"The checkpoint was written by another optimizer than {type(optimizer).__name__}: it has no "
+                f"{lacking[0]!r}; resume with the optimizer that its run.json names."
+            )
         options = {key: _option(value, group.get(key)) for key, value in stored.items() if key != "params"}
         options.update({key: group[key] for key in HOW_NOT_WHAT if key in group})
         groups.append({**options, "params": [index[name] for name in of_group]})

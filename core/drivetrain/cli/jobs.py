@@ -66,6 +66,10 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         refuse_overwriting(args)
     elif checkpoint is None:
         checkpoint = trained_folder(args)
+    elif not checkpoint.is_dir():
+        raise ConfigurationError(
+            f"There is no folder {checkpoint}; --checkpoint names one that holds weights."
+        )
     from drivetrain.resolve import resolve
 
     plan = resolve(args, settings=settings.load())  # every problem, before anything is built
@@ -205,12 +209,25 @@ def check_data(config: Config, job: Job, data: build.Data) -> None:
 
 
 def refuse_overwriting(args: TrainingArguments) -> None:
-    """Raises ConfigurationError where `output_dir` holds another run, and nobody said what to do with it."""
-    if args.overwrite_output_dir or args.resume_from_checkpoint:
-        return
-    from drivetrain.checkpoint import last_checkpoint
+    """Refuses where `output_dir` holds another run, and nobody said what to do with it.
 
+    Raises:
+        ConfigurationError: it does.
+        CheckpointError: the run is to go on from a checkpoint that is not there.
+    """
+    from drivetrain.checkpoint import last_checkpoint
+    from drivetrain.saving import checkpoint_at, none_to_resume
+
+    resume = args.resume_from_checkpoint
+    if isinstance(resume, str):
+        checkpoint_at(resume)
+    if args.overwrite_output_dir or isinstance(resume, str):
+        return
     found = last_checkpoint(args.output_dir)
+    if resume:
+        if found is None:
+            raise none_to_resume(args.output_dir)
+        return
     if found is not None:
         raise ConfigurationError(
             f"{report.short(found)} stands there from another run. Go on with it by --resume-from-checkpoint, write "
@@ -307,11 +324,8 @@ def load_weights(trainer: Any, folder: Path) -> None:
     """Loads the weights of a folder into the trainer's model.
 
     Raises:
-        ConfigurationError: there is no such folder.
         CheckpointError: it has none, or they are another model's.
     """
-    if not folder.is_dir():
-        raise ConfigurationError(f"There is no folder {folder}; --checkpoint names one that holds weights.")
     from drivetrain import checkpoint
 
     checkpoint.load_weights(trainer.model, str(folder))

@@ -32,9 +32,13 @@ def split_words(words: Sequence[str], kinds: Mapping[str, str]) -> tuple[list[st
     queue = list(words)
     while queue:
         word = queue.pop(0)
-        if not word.startswith("--") or word == "--":
-            if word != "--":
-                positional.append(word)
+        if word == "--":
+            continue
+        if word.startswith("-") and not word.startswith("--") and word != "-":
+            problems.append(f"Unknown option '{word}'; options are written --NAME VALUE.")
+            continue
+        if not word.startswith("--"):
+            positional.append(word)
             continue
         name, equals, joined = word[2:].partition("=")
         key = _key(name, kinds)
@@ -56,6 +60,8 @@ def split_words(words: Sequence[str], kinds: Mapping[str, str]) -> tuple[list[st
             values[key] = _plain(joined, kind)
         elif kind == "flag":
             values[key] = _flag(queue)
+            if positional and queue and not queue[0].startswith("-"):
+                problems.append(f"Option '--{name}' is true or false, and not {queue.pop(0)!r}.")
         elif kind == "optional":
             values[key] = queue.pop(0) if queue and not queue[0].startswith("--") else True
         elif kind == "list":

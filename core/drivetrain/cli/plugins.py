@@ -139,6 +139,9 @@ def select(name: str) -> Entry:
     """
     kind, _, plain = name.rpartition(":")
     found = [entry for entry in entries() if entry.name == plain and kind in ("", entry.kind)]
+    others = [entry.kind for entry in entries() if entry.name == plain]
+    if not found and others:
+        raise ConfigurationError(f"There is no {kind} '{plain}': it is a {others[0]}, '{others[0]}:{plain}'.")
     if not found:
         raise ConfigurationError(settings.unknown_plugin(plain, (entry.name for entry in entries())))
     if len({entry.kind for entry in found}) > 1:

@@ -29,7 +29,7 @@ HUGGINGFACE = PluginInfo(
         "hub_strategy",
         "hub_token",
         "hub_private_repo",
-        "hub_always_push",
+        # hub_always_push is about uploads that come while another is under way: at the end there is one alone.
     ),
     requires=("huggingface_hub",),
     extra="huggingface",

@@ -51,6 +51,7 @@ class Trainer:
             "eval_batch_size": 4,
             "past_index": -1,
             "include_inputs_for_metrics": False,
+            "label_names": None,
             "eval_accumulation_steps": None,
         }
         self.args = SimpleNamespace(**defaults | arguments)

@@ -267,7 +267,7 @@ def test_enabled_and_not_installed(make_args: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         resolve(make_args(), settings=Settings(Path("drivetrain.toml"), ("gradient_norm",)))
     assert str(caught.value).startswith(
-        "drivetrain.toml enables 'gradient_norm': Unknown plugin 'gradient_norm'. Did you mean 'gradient_norms'?"
+        "drivetrain.toml: Unknown plugin 'gradient_norm'. Did you mean 'gradient_norms'?"
     )
 
 
@@ -447,8 +447,14 @@ def test_several_problems_are_one_error_with_a_list(plan: MakePlan, site: Site) 
             {"debug": "underflow_overflow"},
             "is not there yet: it needs the callback plugin 'underflow_overflow', which is not installed.",
         ),
-        ({"optim": "adamw_bnb_8bit"}, "Unknown optimizer 'adamw_bnb_8bit'."),
-        ({"report_to": "mlflow"}, "Unknown logger 'mlflow'."),
+        (
+            {"optim": "adamw_bnb_8bit"},
+            "optim='adamw_bnb_8bit' is not there yet: it needs the optimizer plugin 'adamw_bnb_8bit', which",
+        ),
+        (
+            {"report_to": "mlflow"},
+            "report_to='mlflow' is not there yet: it needs the logger plugin 'mlflow', which is not installed.",
+        ),
     ],
 )
 def test_what_is_not_there_yet_says_so(problems: Problems, values: dict[str, Any], sentence: str) -> None:
