@@ -91,6 +91,10 @@ class InnerNames(TrainerBase):
         if problems:
             raise ConfigurationError(problems)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy`: without what only a run under way needs; the next one makes it anew."""
+        return {**self.__dict__, "batches": None, "_session": None, "writer": None, "snapshot": None}
+
     # -- what copies of methods ask ----------------------------------------------------------------------
 
     @property

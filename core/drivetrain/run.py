@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,6 +93,13 @@ class Run:
     def is_main_process(self) -> bool:
         """Whether this is rank 0."""
         return self.processes.rank == 0
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """For `copy.deepcopy`: no plan, whose bound functions are the original's; a run makes its own."""
+        from drivetrain.resolve import Plan
+
+        state = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return None, {**state, "plan": Plan(), "prediction": None}
 
     def options(self, kind: str, name: str) -> Any:
         """The options of an active plugin, an instance of the dataclass its info names."""

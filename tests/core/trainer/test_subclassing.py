@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -464,3 +465,15 @@ def test_the_tokenizer_may_be_called_processing_class(tmp_path):
     assert trainer.data_collator.tokenizer is tokenizer
     with pytest.raises(ConfigurationError, match="pass one of them"):
         Trainer(torch.nn.Linear(1, 1), args, tokenizer=tokenizer, processing_class=tokenizer)
+
+
+def test_a_trainer_can_be_copied(tmp_path):
+    made = trained(tmp_path)
+    twin = copy.deepcopy(made)
+    assert twin.evaluate()["eval_loss"] == made.evaluate()["eval_loss"]
+    rows_before, weights = len(made.state.log_history), copy.deepcopy(made.model.state_dict())
+    twin.train()
+    assert twin.callback_handler.run is twin.run is not made.run
+    assert twin.state.global_step == 6
+    assert len(made.state.log_history) == rows_before  # the original has heard nothing of it
+    assert all(torch.equal(value, weights[name]) for name, value in made.model.state_dict().items())
