@@ -137,6 +137,8 @@ class Resolver:
                 continue
             try:
                 claim = info.chosen_by(self.args) if info.chosen_by is not None else None
+            except ConfigurationError:
+                raise  # the arguments are wrong, and not the plugin
             except Exception as error:
                 origin = discover.find(kind, name)
                 self._leave_out(
