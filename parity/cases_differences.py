@@ -226,3 +226,15 @@ def _(k: Kit) -> None:
     )
     assert len(train.fetched) == 22 - 4 * 4, train.fetched
     assert np.unique(train.fetched).size == len(train.fetched)
+
+
+@case(
+    "differs/half-evaluation-of-float-rows", ours="rows of floats are cast with the model in half evaluation"
+)
+def _(k: Kit) -> None:
+    trainer = k.trainer(bf16_full_eval=True, compute_metrics=accuracy)
+    half = trainer.evaluate()["eval_loss"]
+    trainer.args.bf16_full_eval = False
+    full = trainer.evaluate()["eval_loss"]
+    assert half != full, "the model was not cast"
+    assert abs(half - full) < 0.02 * full, (half, full)

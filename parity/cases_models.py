@@ -62,12 +62,6 @@ def _(k: Kit) -> None:
     k.predict(trainer, Rows(text_rows(6, 5)))
 
 
-@case("precision/bf16-full-eval-of-float-rows")
-def _(k: Kit) -> None:
-    """The weights become bf16 and the rows do not: torch's error, as it is."""
-    k.evaluate(k.trainer(bf16_full_eval=True, compute_metrics=accuracy))
-
-
 class Casting(Net):
     """Takes float32 rows whatever the dtype of its weights is."""
 
