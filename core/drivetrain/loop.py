@@ -65,7 +65,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
     training_step = trainer.training_step
     accumulation = run.accumulation
     count_flos = trainer.floating_point_ops if trainer.counts_flos() else None
-    serve, always = trainer.service()
+    serve, always = trainer.service()  # a subclass that serves by itself is called at every update
     # Data shorter than one update: the update is done at the epoch's end with what there is.
     short_epochs = length.batches <= accumulation
 
