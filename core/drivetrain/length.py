@@ -21,14 +21,12 @@ class RunLength:
         max_steps: updates of the run.
         epochs: passes over the data, rounded up.
         batches: micro-batches an epoch; where the data have no length, as many as the run needs.
-        updates_per_epoch: batches // accumulation, at least 1.
         rows: rows that the run trains on, for its throughput.
     """
 
     max_steps: int
     epochs: int
     batches: int
-    updates_per_epoch: int
     rows: float
 
     @classmethod
@@ -58,18 +56,16 @@ class RunLength:
                 args.max_steps,
                 sys.maxsize,
                 args.max_steps * accumulation,
-                args.max_steps,
                 args.max_steps * rows_an_update,
             )
         updates = max(batches // accumulation, 1)
         if args.max_steps > 0:
             epochs = math.ceil(args.max_steps / updates)
-            return cls(args.max_steps, epochs, batches, updates, args.max_steps * rows_an_update)
+            return cls(args.max_steps, epochs, batches, args.max_steps * rows_an_update)
         return cls(
             math.ceil(args.num_train_epochs * updates),
             math.ceil(args.num_train_epochs),
             batches,
-            updates,
             (rows or 0) * args.num_train_epochs,
         )
 

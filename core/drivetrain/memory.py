@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from drivetrain.background import copied
 from drivetrain.checkpoint import RandomState
 from drivetrain.errors import DrivetrainError
 from drivetrain.saving import callback_states, plugin_states, restore_callback_states, restore_plugin_states
@@ -46,11 +47,11 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
         DrivetrainError: one row does not fit either.
     """
     model = trainer.model
-    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    weights = copied(dict(model.state_dict()))
     optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
-    optimizer_state = _copied(optimizer.state_dict()) if optimizer is not None else None
-    scheduler_state = _copied(scheduler.state_dict()) if scheduler is not None else None
-    callbacks, plugins = _copied(callback_states(trainer)), _copied(plugin_states(trainer.run))
+    optimizer_state = copied(optimizer.state_dict()) if optimizer is not None else None
+    scheduler_state = copied(scheduler.state_dict()) if scheduler is not None else None
+    callbacks, plugins = copied(callback_states(trainer)), copied(plugin_states(trainer.run))
     random = RandomState.capture()
     while True:
         try:
@@ -75,15 +76,9 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
         for parameter in model.parameters():
             parameter.grad = None
         if optimizer is not None and optimizer_state is not None:
-            optimizer.load_state_dict(_copied(optimizer_state))
+            optimizer.load_state_dict(copied(optimizer_state))
         if scheduler is not None and scheduler_state is not None:
-            scheduler.load_state_dict(_copied(scheduler_state))
-        restore_callback_states(trainer, _copied(callbacks))
-        restore_plugin_states(trainer.run, _copied(plugins))
+            scheduler.load_state_dict(copied(scheduler_state))
+        restore_callback_states(trainer, copied(callbacks))
+        restore_plugin_states(trainer.run, copied(plugins))
         random.restore()
-
-
-def _copied(state: T) -> T:
-    import copy
-
-    return copy.deepcopy(state)

@@ -13,7 +13,7 @@ import torch
 from drivetrain import settings
 from drivetrain.autocast import install
 from drivetrain.binding import name_culprit
-from drivetrain.errors import PluginError
+from drivetrain.errors import ConfigurationError, PluginError
 from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.processes import current
@@ -55,6 +55,8 @@ class Session:
         self._undo.append(run.precision.close)
         run.strategy = self._strategy = make(run, "strategy")
         run.strategy.setup(run)
+        if training:
+            check_gradients_shown(run)
 
     def resolve(self, training: bool) -> None:
         """Chooses the plugins by the arguments as they are now; makes no slot yet."""
@@ -157,6 +159,23 @@ def scheduler_factory(run: Run, num_training_steps: int) -> SchedulerFactory:
         factory = make(run, "scheduler")
     factory.num_training_steps = num_training_steps
     return factory
+
+
+def check_gradients_shown(run: Run) -> None:
+    """Refuses listeners that need gradients under a strategy that cannot show them.
+
+    Raises:
+        ConfigurationError: naming both, and the cure.
+    """
+    if run.strategy.shows_gradients:
+        return
+    listening = [found.plugin_name for found in run.plan.manager.hook.on_gradients_ready.get_hookimpls()]
+    if listening:
+        active = run.plan.slot("strategy")
+        raise ConfigurationError(
+            f"Strategy {active.name if active else '?'!r} cannot show gradients, which {', '.join(listening)} reads: "
+            "disable one of them."
+        )
 
 
 @contextmanager

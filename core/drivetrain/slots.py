@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -225,13 +225,3 @@ class Hub(Protocol):
 
     def write_card(self, run: Run, folder: str, **fields: Any) -> str:
         """Writes the model's card into the folder, and returns its path."""
-
-
-SLOT_PROTOCOLS: dict[str, type[Any]] = {
-    "strategy": Strategy,
-    "precision": Precision,
-    "launcher": Launcher,
-    "search": Search,
-    "hub": Hub,
-}
-Names: TypeAlias = Iterable[str]

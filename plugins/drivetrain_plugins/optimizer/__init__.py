@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from drivetrain.plugin import PluginInfo
+from drivetrain_plugins.probing import options_probe
 
 _ARGUMENTS = ("optim", "optim_args", "learning_rate", "weight_decay", "param_groups")
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _HERE = "drivetrain_plugins.optimizer"
-
-
-def _probe(name: str, options: str) -> Callable[[Any], tuple[str, ...]]:
-    """Reads `optim_args` as the plugin will, and says what is wrong with it."""
-
-    def probe(args: Any) -> tuple[str, ...]:
-        from drivetrain.errors import ConfigurationError
-        from drivetrain.plugin import import_string
-        from drivetrain_plugins.optimizer.options import read_optim_args
-
-        try:
-            read_optim_args(import_string(options)(), args, name)
-        except ConfigurationError as error:
-            return error.problems
-        return ()
-
-    return probe
 
 
 def _info(name: str, summary: str, implementation: str, options: str, adam: bool = False) -> PluginInfo:
@@ -38,7 +19,7 @@ def _info(name: str, summary: str, implementation: str, options: str, adam: bool
         implementation=f"{_HERE}.{implementation}",
         options=options,
         arguments=_ARGUMENTS + (_ADAM if adam else ()),
-        probe=_probe(name, options),
+        probe=options_probe(name, options, f"{_HERE}.options:read_optim_args"),
     )
 
 

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from drivetrain.plugin import PluginInfo
+from drivetrain_plugins.probing import options_probe
 
 _HERE = "drivetrain_plugins.scheduler"
 _ARGUMENTS = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate")
 _WARMUP = ("warmup_steps", "warmup_ratio")
-
-
-def _probe(name: str, options: str) -> Callable[[Any], tuple[str, ...]]:
-    """Reads `lr_scheduler_kwargs` as the plugin will, and says what is wrong with it."""
-
-    def probe(args: Any) -> tuple[str, ...]:
-        from drivetrain.errors import ConfigurationError
-        from drivetrain.plugin import import_string
-        from drivetrain_plugins.scheduler.options import read_kwargs
-
-        try:
-            read_kwargs(import_string(options)(), args, name)
-        except ConfigurationError as error:
-            return error.problems
-        return ()
-
-    return probe
 
 
 def _info(name: str, summary: str, implementation: str, options: str, warmup: bool = True) -> PluginInfo:
@@ -38,7 +19,7 @@ def _info(name: str, summary: str, implementation: str, options: str, warmup: bo
         implementation=f"{_HERE}.{implementation}",
         options=options,
         arguments=_ARGUMENTS + (_WARMUP if warmup else ()),
-        probe=_probe(name, options),
+        probe=options_probe(name, options, f"{_HERE}.options:read_kwargs"),
     )
 
 
