@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,8 +20,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("drivetrain.processes")
 
-SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where launchers say how many processes they have started: torchrun and the MPIs."""
+SIZE_VARIABLES = (
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+"""Where launchers say how many processes they have started: torchrun, the MPIs, srun. The first that is set
+counts: torchrun may itself have been started by srun, and mpirun starts its daemons by it. What sbatch sets for
+a script (SLURM_NTASKS) is no number of processes.
+"""
+
+LOCAL_SIZE_VARIABLES = (
+    "LOCAL_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+)
+"""Where they say how many of them are on this machine."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,12 @@ class Processes:
         device: the `torch.device` that this process computes on.
         n_gpu: how many accelerators it uses, 0 or 1.
         wait: returns when every process has called it; a single process needs none.
+        attempt: how often this launch has been started anew (a worker of torchrun died, SLURM requeued the job);
+            the same on every process, and 0 at the first start.
+        launch: names this launch, alike over its attempts and on every process; None where nothing tells one
+            launch from another.
+        local_world_size: how many of the processes are on this machine; None where it is not known.
+        node: number of this machine among the run's; 0 where it is not known.
     """
 
     device: torch.device
@@ -40,6 +63,10 @@ class Processes:
     world_size: int = 1
     n_gpu: int = 0
     wait: Callable[[], None] | None = None
+    attempt: int = 0
+    launch: str | None = None
+    local_world_size: int | None = None
+    node: int = 0
 
     def barrier(self) -> None:
         """Return when every process of the run is here."""
@@ -81,14 +108,34 @@ def asked_for() -> int:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_world_size())
-    counts = [os.environ.get(name, "") for name in SIZE_VARIABLES]
-    return max([1, *(int(count) for count in counts if count.isdigit())])
+    return first_number(SIZE_VARIABLES) or 1
 
 
 def on_one_node() -> bool:
     """Whether all processes of this run are known to be on one machine, without making a process group."""
-    here = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun says how many of them are
-    return asked_for() == (int(here) if here.isdigit() else 1)
+    here = _started.local_world_size if _started is not None else None
+    return asked_for() == (here or first_number(LOCAL_SIZE_VARIABLES) or 1)
+
+
+def first_number(names: Iterable[str]) -> int | None:
+    """The first of some variables of the environment that holds a number."""
+    values = (os.environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdigit()), None)
+
+
+def attempt_and_launch() -> tuple[int, str | None]:
+    """What the environment of this process says of `Processes.attempt` and `Processes.launch`.
+
+    A run of torchrun has an id where it was given one or draws one (`--standalone`); SLURM's job and step are
+    the same when the job is requeued.
+    """
+    requeued = first_number(["SLURM_RESTART_COUNT"]) or 0
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        restarts = first_number(["TORCHELASTIC_RESTART_COUNT"]) or 0
+        return restarts + requeued, None if run == "none" else f"torchrun-{run}"
+    job = os.environ.get("SLURM_JOB_ID")
+    return (requeued, f"slurm-{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}") if job else (0, None)
 
 
 def current(args: Any) -> Processes:
@@ -132,23 +179,30 @@ def _choose(args: Any) -> Launcher:
 
 def _single(args: Any) -> Processes:
     """One process on the first device there is. It is not kept: `use_cpu` may change between two runs."""
+    attempt, launch = attempt_and_launch()
+    device, n_gpu = _only_device(args)
+    return Processes(device, n_gpu=n_gpu, attempt=attempt, launch=launch, local_world_size=1)
+
+
+def _only_device(args: Any) -> tuple[torch.device, int]:
+    """The device of a single process, and the number of accelerators that it uses."""
     import torch
 
     if args.use_cpu:
-        return Processes(torch.device("cpu"))
+        return torch.device("cpu"), 0
     if torch.cuda.is_available():
         if (count := torch.cuda.device_count()) > 1:
             _tell_once(f"This process uses one of {count} CUDA devices; start one process for each.")
-        return Processes(torch.device("cuda", torch.cuda.current_device()), n_gpu=1)
+        return torch.device("cuda", torch.cuda.current_device()), 1
     if torch.backends.mps.is_available():
-        return Processes(torch.device("mps"), n_gpu=1)
+        return torch.device("mps"), 1
     if getattr(args, "use_mps_device", False):
         raise ConfigurationError(
             "use_mps_device=True needs Apple's GPU, and this machine has none: leave it out."
         )
     if hasattr(torch, "xpu") and torch.xpu.is_available():
-        return Processes(torch.device("xpu", torch.xpu.current_device()), n_gpu=1)
-    return Processes(torch.device("cpu"))
+        return torch.device("xpu", torch.xpu.current_device()), 1
+    return torch.device("cpu"), 0
 
 
 def _tell_once(sentence: str) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl
-from drivetrain.processes import Processes
+from drivetrain.processes import Processes, attempt_and_launch
 
 logger = logging.getLogger("drivetrain")
 
@@ -62,7 +62,10 @@ class Torchrun:
                 device_id=device if on_cuda and wanted == "nccl" else None,
             )
             _end_at_exit()
-        return Processes(device, rank, local, size, int(on_cuda), dist.barrier)
+        attempt, launch = attempt_and_launch()
+        return Processes(
+            device, rank, local, size, int(on_cuda), dist.barrier, attempt=attempt, launch=launch
+        )
 
 
 def _end_at_exit() -> None:
