@@ -90,8 +90,13 @@ class TrainerBase:
         """Whether this is the run's first process."""
         return self.args.process_index == 0
 
+    def trains_still(self) -> bool:
+        """Whether the strategy holds the model that is being trained, or has just been."""
+        return self._session is not None and self._session.is_wrapped
+
+    _session: Session | None = None
+
     if TYPE_CHECKING:  # defined in another part
-        _session: Session
         label_names: list[str]
 
         def log(self, logs: dict[str, float]) -> None:

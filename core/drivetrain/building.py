@@ -103,7 +103,7 @@ class Building(TrainerBase):
 
     def session(self) -> Session:
         """The session under way, or one for a question asked outside of `train()`, with the plugins alone."""
-        if self.is_in_train:
+        if self.is_in_train and self._session is not None:
             return self._session
         session = Session(self, self.run)
         session.resolve(training=False)

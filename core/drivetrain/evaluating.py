@@ -18,7 +18,7 @@ from drivetrain.evaluation import (
     prediction_step,
     speed_metrics,
 )
-from drivetrain.session import Session, culprits_named, evaluation_dtype
+from drivetrain.session import Session, culprits_named
 
 
 class Evaluations(TrainerBase):
@@ -97,7 +97,8 @@ class Evaluations(TrainerBase):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within `train()`, or within itself, nothing; else plugins, precision and strategy for this alone."""
-        if self.is_in_train or self.is_evaluating:
+        # A callback that evaluates at the very end of training does so with the model as it was trained.
+        if self.is_in_train or self.is_evaluating or self.trains_still():
             yield
             return
         run = self.run
@@ -107,13 +108,11 @@ class Evaluations(TrainerBase):
             try:
                 self.is_evaluating = True
                 session.open(training=False)
-                if self.args.place_model_on_device:
-                    self.model.to(run.device)
                 session.autocast(self.model)
-                model = session._transform("before_wrap", self.model)
-                run.model_wrapped = self.model_wrapped = session._transform("after_prepare", model)
-                with evaluation_dtype(self.model, run.precision.policy.evaluation, self.label_names):
-                    yield
+                session.cast_for_evaluation(self.model, self.label_names)
+                session.wrap(session._transform("before_wrap", self.model))
+                self.model_wrapped = run.model_wrapped
+                yield
             finally:
                 self.is_evaluating = False
                 session.close()

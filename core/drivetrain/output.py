@@ -51,9 +51,13 @@ class Output(TrainerBase):
         if self.snapshot is not None and (self.writer is None or self.writer.is_writer()):
             # A checkpoint is being written: its state was gathered from all ranks, and training may go on.
             return self.snapshot.weights
-        if self.is_in_train and self.run.strategy is not None and self.run.model_wrapped is not None:
-            return self.run.strategy.state_out(weights_only=True).weights
-        return dict(self.model.state_dict())
+        if self._session is not None and self.trains_still():
+            return self._session.weights()
+        # A model that was too large for one process stays spread: each rank holds a part of a tensor.
+        return {
+            name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            for name, tensor in self.model.state_dict().items()
+        }
 
     def save_into_checkpoint(self, folder: str) -> None:
         """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""

@@ -78,6 +78,8 @@ class PluginInfo:
         place: for transforms, where in the set-up the model is given to them.
         before: names of plugins of the same kind that must come later than this one.
         after: names of plugins of the same kind that must come earlier.
+        shards: for strategies, whether each process holds only a part of the weights. The whole model is then
+            put on no device before `prepare`, and `save_model` is a collective.
         conflicts: `"kind:name"` of plugins that cannot be active together with this one, and the cure.
     """
 
@@ -95,6 +97,7 @@ class PluginInfo:
     place: Place | None = None
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    shards: bool = False
     conflicts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.processes import current
 from drivetrain.resolve import Plan, is_documented_callback, resolve
-from drivetrain.slots import Model, OptimizerFactory, SchedulerFactory, Strategy
+from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, Strategy
 
 if TYPE_CHECKING:
     from drivetrain.base import TrainerBase
@@ -44,6 +44,7 @@ class Session:
         self._undo: list[Callable[[], object]] = []
         # The run may meanwhile have another: a callback that evaluates at the very end opens a session of its own.
         self._strategy: Strategy | None = None
+        self.is_wrapped = False
 
     def open(self, training: bool) -> None:
         """Resolves the plugins, and makes precision and strategy; the model is then built and prepared."""
@@ -103,9 +104,30 @@ class Session:
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> None:
         """Wraps the model, and builds what updates it."""
         run = self.run
-        prepared = run.strategy.prepare(run.model, optimizer, scheduler)
-        run.model_wrapped = self._transform("after_prepare", prepared.model)
+        prepared = self.wrap(run.model, optimizer, scheduler)
         run.optimizer, run.lr_scheduler = prepared.optimizer, prepared.scheduler
+
+    def wrap(
+        self,
+        model: Model,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> Prepared:
+        """Gives the model to the strategy; without an optimizer for an evaluation by itself."""
+        prepared = self.run.strategy.prepare(model, optimizer, scheduler)
+        self.run.model_wrapped = self._transform("after_prepare", prepared.model)
+        self.is_wrapped = True
+        return prepared
+
+    def cast_for_evaluation(self, model: Model, labels: Collection[str]) -> None:
+        """The whole model in the precision's dtype for evaluation, until the session closes."""
+        cast = evaluation_dtype(model, self.run.precision.policy.evaluation, labels)
+        cast.__enter__()
+        self._undo.append(lambda: cast.__exit__(None, None, None))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The bare model's weights, whole on the main process. A collective under a strategy that spreads them."""
+        return self.run.strategy.state_out(weights_only=True).weights
 
     def _transform(self, place: str, model: Model) -> Model:
         for active in self.run.plan.of_kind("transform"):
@@ -123,6 +145,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the bare model back, and undoes what was done to it and to the process."""
+        self.is_wrapped = False
         if self._strategy is not None:
             self.run.model_wrapped = self._strategy.close()
         while self._undo:

@@ -120,11 +120,11 @@ class SchedulerFactory:
 
 @dataclass(slots=True)
 class Prepared:
-    """What a strategy made: the model to call, and what updates it."""
+    """What a strategy made: the model to call, and what updates it (None for an evaluation by itself)."""
 
     model: Model
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
+    optimizer: torch.optim.Optimizer | None
+    scheduler: LRScheduler | None
 
 
 @dataclass(slots=True)
@@ -174,8 +174,10 @@ class Strategy(Protocol):
     def model_context(self) -> AbstractContextManager[Any]:
         """The context in which the model is built (meta device, ZeRO's Init)."""
 
-    def prepare(self, model: Model, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> Prepared:
-        """Moves and wraps the model and builds what updates it."""
+    def prepare(
+        self, model: Model, optimizer: OptimizerFactory | None, scheduler: SchedulerFactory | None
+    ) -> Prepared:
+        """Moves and wraps the model, and builds what updates it; both None for an evaluation by itself."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         """The context of one forward and backward; gradients are synchronised only at the last."""

@@ -7,8 +7,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,16 +25,18 @@ from drivetrain.callbacks import (
     TrainerState,
 )
 from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
-from drivetrain.errors import CheckpointError, ConfigurationError
+from drivetrain.errors import ConfigurationError
 from drivetrain.evaluating import Evaluations
 from drivetrain.evaluation import output_at, speed_metrics
 from drivetrain.inner_names import InnerNames
 from drivetrain.inputs import Inputs
+from drivetrain.keeping import Keeping
 from drivetrain.length import RunLength, every
 from drivetrain.loop import Position, train_loop
 from drivetrain.loss import LossWindow
 from drivetrain.memory import halving
 from drivetrain.output import Output
+from drivetrain.placement import place
 from drivetrain.processes import current
 from drivetrain.reports import Reports
 from drivetrain.resolve import Plan, is_documented_callback, resolve
@@ -62,7 +64,7 @@ class TrainOutput(NamedTuple):
     metrics: dict[str, float]
 
 
-class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
+class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerNames):
     """Trains, evaluates and predicts with a PyTorch model.
 
     Args:
@@ -186,8 +188,7 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
         )
         self.run = Run(args, state, TrainerControl(), Plan(), current(args), self.model, tokenizer)
         self.callback_handler.run = self.run
-        if args.place_model_on_device and not args.fsdp and not args.deepspeed:
-            self.model.to(args.device)
+        place(self.model, args, self.plugins)
         self.run.plan = plan = resolve(
             args,
             kinds=("callback",),
@@ -340,13 +341,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
             is_hyper_param_search=trial[2],
         )
 
-    def _background_writer(self, run: Run) -> BackgroundWriter:
-        if run.processes.world_size > 1:
-            raise ConfigurationError(
-                "save_async=True is not there yet for several processes: leave it out, or start one process."
-            )
-        return BackgroundWriter()
-
     def _begin_trial(self, trial: Any) -> None:
         """Names a trial of a search, so that its folder, its loggers and its checkpoints have a place of their own."""
         if trial is None:
@@ -474,12 +468,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
         if self.writer is not None:
             self._tell_saved(run, self.writer.finished())
 
-    def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:
-        """Tells the listeners of the checkpoints that are whole."""
-        for folder in folders:
-            for call in run.plan.events.on_save if folder is not None else ():
-                call(run, folder)
-
     def _log_training(self, run: Run) -> None:
         steps = max(self.state.global_step - self.losses.last_logged, 1)
         rate = self._get_learning_rate()
@@ -532,34 +520,6 @@ class Trainer(Building, Evaluations, Inputs, Output, Reports, InnerNames):
                 f"metric_for_best_model={name!r} is not among what the evaluation gave: {', '.join(metrics)}."
             )
         return key
-
-    def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
-        with self._save_errors():
-            saving.save(self, self.run, metrics)
-
-    @contextmanager
-    def _save_errors(self) -> Iterator[None]:
-        """A checkpoint that cannot be written ends the run, or is a warning (`on_save_error`)."""
-        try:
-            yield
-        except CheckpointError as error:
-            if self.args.on_save_error != "warn":
-                raise
-            logger.warning("%s The run goes on without this checkpoint (on_save_error='warn').", error)
-
-    def _finish_saving(self, run: Run) -> None:
-        """Waits for the checkpoint that is being written."""
-        if self.writer is not None:
-            with self._save_errors():
-                self.writer.wait()
-            self._tell_saved(run, self.writer.finished())
-
-    def load_best_model(self) -> None:
-        """Loads the weights of the best checkpoint."""
-        folder = self.state.best_model_checkpoint
-        assert folder is not None
-        logger.info("Loading the best model: %s (%s).", folder, self.state.best_metric)
-        saving.load_weights_into(self.run, folder)
 
     def log(self, logs: dict[str, float]) -> None:
         """Adds a row to the log, and tells the listeners.

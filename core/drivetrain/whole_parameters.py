@@ -51,14 +51,18 @@ class WholeParameters:
         """The model is built where it is built."""
         return _NOTHING
 
-    def prepare(self, model: Model, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> Prepared:
-        """Moves the model to the device, and builds what updates it."""
+    def prepare(
+        self, model: Model, optimizer: OptimizerFactory | None, scheduler: SchedulerFactory | None
+    ) -> Prepared:
+        """Moves the model to the device, and builds what updates it, unless it is only evaluated."""
         policy = self.run.precision.policy
         if self.run.args.place_model_on_device:
             model.to(self.run.device)
+        self.model = model
+        if optimizer is None or scheduler is None:
+            return Prepared(model, None, None)
         if policy.parameter is not None:
             model.to(policy.parameter)
-        self.model = model
         wrapped = self.wrap(model)
         self.optimizer = optimizer.build(model)
         self.scheduler = scheduler.build(self.optimizer)
