@@ -1,0 +1,1 @@
+"""FairScale's engines: sharded optimizer state (`simple`), and its fully sharded data parallelism."""

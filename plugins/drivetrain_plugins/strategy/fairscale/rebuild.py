@@ -1,0 +1,89 @@
+"""FairScale's OSS from an optimizer's class and groups, also those of an optimizer that is built already."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from fairscale.optim import OSS
+from torch import Tensor
+
+from drivetrain.errors import ConfigurationError
+from drivetrain.slots import Group, Model, OptimizerFactory
+
+
+class Placeholder(torch.nn.Parameter):
+    """An empty parameter: OSS asks its first group for a device, and the group may be empty."""
+
+
+def build_oss(factory: OptimizerFactory, model: Model) -> Any:
+    """An OSS over the factory's class and groups.
+
+    A finished optimizer gives its class, its options, its groups (the very dicts, so that a scheduler built on it
+    goes on ruling them) and the state of the parameters that this rank owns.
+
+    Raises:
+        ConfigurationError: the finished optimizer cannot be built again, or its parameters have several dtypes.
+    """
+    if factory.finished is None:
+        cls, kwargs = factory.cls, dict(factory.kwargs)
+        groups = (
+            factory.groups(model) if factory.groups is not None else [{"params": list(model.parameters())}]
+        )
+        state: Any = {}
+    else:
+        finished: Any = factory.finished
+        groups = finished.param_groups
+        if isinstance(finished, OSS):  # of an earlier train()
+            finished = finished.optim
+        cls, kwargs, state = type(finished), _arguments(finished), finished.state
+    groups = [
+        {**group, "params": real(group["params"])} if _has_placeholder(group) else group for group in groups
+    ]
+    _one_dtype(groups)
+    if groups and not list(groups[0]["params"]):
+        device = next(model.parameters()).device
+        groups[0] = {**groups[0], "params": [Placeholder(torch.empty(0, device=device), requires_grad=False)]}
+    oss: Any = OSS(groups, optim=cls, **kwargs)
+    oss.defaults = {**oss.optim.defaults, **oss.defaults}
+    for group in oss.optim.param_groups:
+        for parameter in group["params"]:
+            if parameter in state:
+                oss.optim.state[parameter] = state[parameter]
+    return oss
+
+
+def real(params: Iterable[Tensor]) -> list[Tensor]:
+    """Those that are parameters of the model."""
+    return [parameter for parameter in params if not isinstance(parameter, Placeholder)]
+
+
+def _has_placeholder(group: Group) -> bool:
+    return any(isinstance(parameter, Placeholder) for parameter in group["params"])
+
+
+def _arguments(finished: torch.optim.Optimizer) -> dict[str, Any]:
+    """The keyword arguments that make another one like this."""
+    cls: Callable[..., Any] = type(finished)
+    wanted = list(inspect.signature(cls).parameters.values())[1:]
+    named = [found for found in wanted if found.kind not in (found.VAR_KEYWORD, found.VAR_POSITIONAL)]
+    unknown = [found.name for found in named if found.name not in finished.defaults]
+    if unknown:
+        raise ConfigurationError(
+            f"Strategy 'fairscale' must build the optimizer anew over its shards, and a finished {type(finished).__name__} "
+            f"does not tell its {unknown[0]!r}: hand in the class by optim, with optim_args, instead."
+        )
+    return {found.name: finished.defaults[found.name] for found in named}
+
+
+def _one_dtype(groups: list[Group]) -> None:
+    """OSS lays the trained parameters of a rank into one buffer, and so they must be of one kind."""
+    trained = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+    dtypes = sorted({str(parameter.dtype) for parameter in trained})
+    if len(dtypes) > 1:
+        raise ConfigurationError(
+            f"Strategy 'fairscale' with sharded_ddp='simple' trains parameters of one dtype, and this model has "
+            f"{' and '.join(dtypes)}: cast it to one of them, or use strategy='ddp'."
+        )
