@@ -38,7 +38,7 @@ def build_oss(factory: OptimizerFactory, model: Model) -> Any:
         groups = finished.param_groups
         if isinstance(finished, OSS):  # of an earlier train()
             finished = finished.optim
-        cls, kwargs, state = type(finished), _arguments(finished), finished.state
+        cls, kwargs, state = type(finished), arguments_of(finished), finished.state
     groups = [
         {**group, "params": real(group["params"])} if _has_placeholder(group) else group for group in groups
     ]
@@ -64,16 +64,21 @@ def _has_placeholder(group: Group) -> bool:
     return any(isinstance(parameter, Placeholder) for parameter in group["params"])
 
 
-def _arguments(finished: torch.optim.Optimizer) -> dict[str, Any]:
-    """The keyword arguments that make another one like this."""
+def arguments_of(finished: torch.optim.Optimizer) -> dict[str, Any]:
+    """The keyword arguments that make another one like this.
+
+    Raises:
+        ConfigurationError: an argument of the class is not among the optimizer's defaults.
+    """
     cls: Callable[..., Any] = type(finished)
     wanted = list(inspect.signature(cls).parameters.values())[1:]
     named = [found for found in wanted if found.kind not in (found.VAR_KEYWORD, found.VAR_POSITIONAL)]
     unknown = [found.name for found in named if found.name not in finished.defaults]
     if unknown:
         raise ConfigurationError(
-            f"Strategy 'fairscale' must build the optimizer anew over its shards, and a finished {type(finished).__name__} "
-            f"does not tell its {unknown[0]!r}: hand in the class by optim, with optim_args, instead."
+            f"Strategy 'fairscale' must build the optimizer anew over its shards, and a finished "
+            f"{type(finished).__name__} does not tell its {unknown[0]!r}: hand in the class by optim, with optim_args, "
+            "instead."
         )
     return {found.name: finished.defaults[found.name] for found in named}
 

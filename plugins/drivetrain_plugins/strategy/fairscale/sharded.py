@@ -122,7 +122,7 @@ class ShardedStrategy(WholeParameters):
         if self.options.find_unused_parameters:
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    note = parameter.register_post_accumulate_grad_hook
+                    note: Any = parameter.register_post_accumulate_grad_hook
                     self._handles.append(note(lambda found: self.touched.add(id(found))))
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:

@@ -1,0 +1,1 @@
+"""XLA devices: what is missing for them here."""
