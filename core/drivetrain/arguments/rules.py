@@ -122,13 +122,11 @@ def one_precision(args: "TrainingArguments") -> Iterator[str]:
         yield "bf16_full_eval=True and fp16_full_eval=True contradict each other: keep one of them."
 
 
-@rule("bf16", "half_precision_backend", "sharded_ddp")
+@rule("bf16", "half_precision_backend")
 def bf16_works_with(args: "TrainingArguments") -> Iterator[str]:
     """bfloat16 is asked of those who can do it."""
     if args.bf16 and args.half_precision_backend == HalfPrecisionBackend.APEX:
         yield "bf16=True does not work with half_precision_backend='apex': use 'auto'."
-    if args.bf16 and args.sharded_ddp:
-        yield "bf16=True does not work with sharded_ddp: use fsdp, or fp16=True."
 
 
 @rule("adam_beta1", "adam_beta2")

@@ -107,10 +107,6 @@ WRONG = [
         "bf16=True does not work with half_precision_backend='apex': use 'auto'.",
     ),
     (
-        {"bf16": True, "sharded_ddp": "simple"},
-        "bf16=True does not work with sharded_ddp: use fsdp, or fp16=True.",
-    ),
-    (
         {"logging_steps": 0},
         "logging_strategy='steps' needs logging_steps above 0: set it, or choose logging_strategy='no'"
         " to log nothing.",
