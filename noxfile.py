@@ -119,11 +119,32 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def strategies(session: nox.Session) -> None:
+    """Every strategy's real engine against one process, and checkpoints from each to each: `-- --out FILE`."""
+    install(session, *group("test"))
+    session.run("python", "tests/strategies/running.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def strategies_soak(session: nox.Session) -> None:
+    """Every checkpoint under every strategy, with 1, 2 and 4 processes."""
+    install(session, *group("test"))
+    session.run("python", "tests/strategies/running.py", "--soak", *session.posargs, env=QUIET)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What a step costs, beside other engines, and what an import costs."""
     install(session, *group("bench"))
     session.run("python", "bench/imports.py", *session.posargs)
     session.run("python", "bench/overhead.py", *session.posargs)
+
+
+@nox.session(name="bench-strategies")
+def bench_strategies(session: nox.Session) -> None:
+    """What a step costs under each strategy, beside the same engine by hand and under other trainers."""
+    install(session, *group("bench"))
+    session.run("python", "bench/strategies.py", *session.posargs)
 
 
 @nox.session
