@@ -1,0 +1,42 @@
+"""The optimizer as the rest of the trainer sees it: every parameter group, whatever DeepSpeed made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class EngineOptimizer(torch.optim.Optimizer):
+    """A view of the optimizer in the engine: schedules set its learning rates, logs read them.
+
+    DeepSpeed drops groups without parameters, and puts flat parts in place of the parameters. Here all groups
+    stand, in their order; those with parameters are the very dicts that the engine's optimizer reads.
+
+    Args:
+        engine: the engine, which alone steps.
+        groups: all groups, in the order in which they were made.
+    """
+
+    def __init__(self, engine: Any, groups: list[dict[str, Any]]) -> None:
+        inner = engine.basic_optimizer
+        self.inner = inner
+        super().__setstate__({"defaults": dict(inner.defaults), "param_groups": groups})
+        self._opt_called = True  # what torch's schedulers ask for before their first step
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The inner optimizer's state, of whatever it updates."""
+        return self.inner.state
+
+    def step(self, closure: Any = None) -> Any:
+        """Not for callers: an update goes through `run.strategy.update`."""
+        raise RuntimeError(
+            "Under the strategy 'deepspeed' the engine steps the optimizer; leave the call out."
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing to do: the engine clears gradients after its update."""
+
+    def __repr__(self) -> str:
+        return f"EngineOptimizer({type(self.inner).__name__}, {len(self.param_groups)} groups)"
