@@ -1,0 +1,131 @@
+"""What the strategy asks of each generation of FSDP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from drivetrain_plugins.strategy.fsdp.options import FSDPOptions, Settings
+from drivetrain_plugins.strategy.fsdp.shards import Piece
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is wrapped, and how.
+
+    Attributes:
+        settings, options: as the user set them.
+        units: the modules that are units of their own, by name.
+        mesh: of all ranks: one dimension, or replicas times shards.
+        device: of this rank.
+        trained: whether there will be backward passes.
+    """
+
+    settings: Settings
+    options: FSDPOptions
+    units: dict[str, nn.Module]
+    mesh: DeviceMesh
+    device: torch.device
+    trained: bool
+
+    @property
+    def shard_group(self) -> dist.ProcessGroup:
+        """The ranks that share one copy of the model."""
+        return self.mesh.get_group(self.mesh.ndim - 1)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One key of the bare model's state_dict: a parameter's piece, a buffer, or a module's extra state."""
+
+    key: str
+    piece: Piece | None = None
+    buffer: tuple[nn.Module, str] | None = None
+    extra: nn.Module | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Bare:
+    """The model before it was wrapped.
+
+    Attributes:
+        model: the bare model.
+        parameters: its own parameter objects by name, of tied ones the first name.
+        places: for each of them every module and attribute that it stands at.
+        keys: what its state_dict holds, in its order: key -> parameter's name, buffer's place, or module.
+    """
+
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    places: dict[str, list[tuple[nn.Module, str]]]
+    keys: dict[str, str | tuple[nn.Module, str] | nn.Module] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Bare:
+        """Notes down how a model is, before it is wrapped."""
+        parameters = dict(model.named_parameters())
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        bare = cls(model, parameters, {name: [] for name in parameters})
+        for module in model.modules():
+            for attribute, parameter in module._parameters.items():
+                if parameter is not None:
+                    bare.places[names[id(parameter)]].append((module, attribute))
+        bare.keys = dict(bare._find_keys(names))
+        return bare
+
+    def _find_keys(
+        self, names: Mapping[int, str]
+    ) -> Iterator[tuple[str, str | tuple[nn.Module, str] | nn.Module]]:
+        for prefix, module in self.model.named_modules(remove_duplicate=False):
+            dot = f"{prefix}." if prefix else ""
+            for attribute, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield dot + attribute, names[id(parameter)]
+            for attribute, buffer in module._buffers.items():
+                if buffer is not None and attribute not in module._non_persistent_buffers_set:
+                    yield dot + attribute, (module, attribute)
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                yield f"{dot}_extra_state", module
+
+    def empty(self, name: str) -> None:
+        """Lets go of a parameter's memory; the object stays, for the time after the run."""
+        parameter = self.parameters[name]
+        parameter.grad = None
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+class Engine(Protocol):
+    """One generation of FSDP around one model."""
+
+    bare: Bare
+    pieces: dict[str, Piece]
+
+    def wrap(self, bare: Bare, plan: Plan) -> nn.Module:
+        """Shards the model. A collective. Returns what is called."""
+
+    def synchronise(self, last: bool) -> AbstractContextManager[Any]:
+        """The context of a micro-batch; gradients are reduced at the last."""
+
+    def pending(self, piece: Piece) -> Tensor | None:
+        """This rank's own gradient of micro-batches that were not reduced yet, whole; None where there is none."""
+
+    def forget_pending(self) -> None:
+        """Drops what `pending` gives."""
+
+    def set_gradient(self, holder: Tensor, gradient: Tensor | None) -> None:
+        """Sets the reduced gradient of a holder, which the next backward passes add to."""
+
+    def rest(self) -> None:
+        """Every unit's weights in their sharded form."""
+
+    def unwrap(self) -> None:
+        """Undoes the wrapping; the parameters' objects are the model's own again, and empty."""

@@ -1,0 +1,152 @@
+"""Where each rank's part of a parameter lies, and how whole tensors are made of parts and parts of whole ones.
+
+Both generations keep of each parameter a run of its elements in their flat order: version 2 some of its first
+dimension's rows, version 1 a range of a flat parameter. So one description serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """One parameter's place.
+
+    Attributes:
+        name: the bare model's name of it; of a tied parameter the first.
+        shape: of the whole.
+        holder: the tensor that the optimizer updates; it may hold several pieces.
+        offset: where in the holder's local elements this piece begins.
+        spans: for each rank of the shard group the range of the whole's elements that it keeps.
+        group: the ranks that share one copy; None where every rank keeps it whole.
+    """
+
+    name: str
+    shape: torch.Size
+    holder: Tensor
+    offset: int
+    spans: list[tuple[int, int]]
+    group: dist.ProcessGroup | None
+
+    @property
+    def rank(self) -> int:
+        """This rank's place in the shard group."""
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The range of the whole's elements that this rank keeps."""
+        return self.spans[self.rank]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the whole."""
+        return self.shape.numel()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank keeps of a tensor, without its gradient's history."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part(piece: Piece, tensor: Tensor) -> Tensor:
+    """This rank's elements of the piece in a tensor of the holder's layout (weight, state, gradient); flat."""
+    begin, end = piece.span
+    return local(tensor).reshape(-1)[piece.offset : piece.offset + end - begin]
+
+
+def like_holder(piece_values: Sequence[tuple[Piece, Tensor]], dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the holder's layout with this rank's elements of whole tensors.
+
+    Args:
+        piece_values: the pieces of one holder, each with its whole tensor, which is sliced and not copied.
+        dtype: of the result; by default that of the first value.
+    """
+    holder = piece_values[0][0].holder
+    inner = local(holder)
+    made = torch.zeros_like(inner, dtype=dtype or piece_values[0][1].dtype)
+    flat = made.view(-1)
+    for piece, whole in piece_values:
+        begin, end = piece.span
+        flat[piece.offset : piece.offset + end - begin].copy_(slice_of(piece, whole))
+    return as_holder(holder, made)
+
+
+def as_holder(holder: Tensor, inner: Tensor) -> Tensor:
+    """A local tensor as a tensor like its holder."""
+    if isinstance(holder, DTensor):
+        return DTensor.from_local(
+            inner,
+            holder.device_mesh,
+            holder.placements,
+            run_check=False,
+            shape=holder.shape,
+            stride=holder.stride(),
+        )
+    return inner
+
+
+def slice_of(piece: Piece, whole: Tensor) -> Tensor:
+    """This rank's elements of a whole tensor, which may be mapped from a file; flat."""
+    begin, end = piece.span
+    return whole.reshape(-1)[begin:end]
+
+
+def gather(piece: Piece, mine: Tensor, everywhere: bool, host: bool = True) -> Tensor | None:
+    """The whole tensor, of the parts that the ranks keep. A collective of the shard group.
+
+    Args:
+        piece: whose tensor it is.
+        mine: this rank's elements, flat.
+        everywhere: every rank gets the whole; else the first of the group, and the others None.
+        host: move the whole to the host.
+    """
+    if piece.group is None:
+        whole = mine.reshape(piece.shape).clone()
+        return whole.cpu() if host else whole
+    size = max(end - begin for begin, end in piece.spans)
+    world = len(piece.spans)
+    sent = mine.contiguous()
+    if sent.numel() < size:
+        sent = torch.cat([sent, sent.new_zeros(size - sent.numel())])
+    rank = piece.rank
+    receives = everywhere or rank == 0
+    buffer = sent.new_empty(world * size) if receives else sent.new_empty(0)
+    parts = list(torch.split(buffer, size)) if receives and size else []
+    if size:
+        if everywhere:
+            dist.all_gather(parts, sent, group=piece.group)
+        else:
+            first = dist.get_global_rank(piece.group, 0)
+            dist.gather(sent, parts if rank == 0 else None, dst=first, group=piece.group)
+    if not receives:
+        return None
+    whole = _in_order(piece, buffer, size)
+    return whole.cpu() if host else whole
+
+
+def _in_order(piece: Piece, buffer: Tensor, size: int) -> Tensor:
+    """The parts, each padded to `size`, at their places."""
+    if all(begin == end or begin == number * size for number, (begin, end) in enumerate(piece.spans)):
+        return buffer[: piece.numel].view(piece.shape)  # only the last part is padded, at its end
+    whole = buffer.new_empty(piece.numel)
+    for number, (begin, end) in enumerate(piece.spans):
+        whole[begin:end] = buffer[number * size : number * size + end - begin]
+    return whole.view(piece.shape)
+
+
+def agree_on_spans(
+    spans: dict[str, tuple[int, int]], group: dist.ProcessGroup
+) -> dict[str, list[tuple[int, int]]]:
+    """Each parameter's ranges on all ranks of a group, in the group's order. A collective."""
+    everyone: list[dict[str, tuple[int, int]]] = [{} for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(everyone, spans, group=group)
+    return {name: [of_rank[name] for of_rank in everyone] for name in spans}

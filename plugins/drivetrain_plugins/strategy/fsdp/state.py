@@ -1,0 +1,144 @@
+"""The model's weights and gradients in the canonical form: out by gathering, in by slicing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from drivetrain.errors import CheckpointError
+from drivetrain_plugins.strategy.fsdp.engine import Engine
+from drivetrain_plugins.strategy.fsdp.shards import gather, like_holder, local, part, slice_of
+
+
+def weights_out(engine: Engine, everywhere: bool) -> dict[str, Any]:
+    """The bare model's state_dict, whole, on the host of the ranks that keep it. A collective."""
+    whole: dict[str, Tensor | None] = {}
+    found: dict[str, Any] = {}
+    for key, source in engine.bare.keys.items():
+        if isinstance(source, str):
+            if source not in whole:
+                piece = engine.pieces[source]
+                whole[source] = gather(piece, part(piece, piece.holder), everywhere)
+            found[key] = whole[source]
+        elif isinstance(source, tuple):
+            module, attribute = source
+            buffer = module._buffers[attribute]
+            assert buffer is not None
+            found[key] = buffer.detach().cpu()
+        else:
+            found[key] = source.get_extra_state()
+    return found
+
+
+@torch.no_grad()
+def weights_in(engine: Engine, weights: Mapping[str, Any]) -> None:
+    """Sets this rank's part of whole weights; of tied names one is enough.
+
+    Raises:
+        CheckpointError: names or shapes do not fit.
+    """
+    bare = engine.bare
+    kind = type(bare.model).__name__
+    tied = {source: key for key, source in bare.keys.items() if isinstance(source, str) and key in weights}
+    missing = [
+        key
+        for key, source in bare.keys.items()
+        if key not in weights and not (isinstance(source, str) and source in tied)
+    ]
+    unexpected = [key for key in weights if key not in bare.keys]
+    if missing or unexpected:
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has {_some(unexpected)}, which the model lacks"] if unexpected else []
+        raise CheckpointError(
+            f"The weights in the checkpoint do not fit this {kind}: it {' and '.join(parts)}."
+        )
+    done: set[str] = set()
+    for key, source in bare.keys.items():
+        if isinstance(source, str):
+            if source in done:
+                continue
+            done.add(source)
+            piece = engine.pieces[source]
+            value = weights[tied[source]]
+            _check_shape(key, value, piece.shape, kind)
+            part(piece, piece.holder).copy_(slice_of(piece, value))
+        elif isinstance(source, tuple):
+            module, attribute = source
+            buffer = module._buffers[attribute]
+            assert buffer is not None
+            _check_shape(key, weights[key], buffer.shape, kind)
+            buffer.copy_(weights[key])
+        else:
+            source.set_extra_state(weights[key])
+
+
+def _check_shape(key: str, value: Any, shape: torch.Size, kind: str) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"The weight {key!r} in the checkpoint is not a tensor.")
+    if value.shape != shape:
+        raise CheckpointError(
+            f"The weight {key!r} has shape {tuple(value.shape)} in the checkpoint and {tuple(shape)} in this {kind}; "
+            "build the model as it was when it was saved."
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
+    """The gradients of an unfinished accumulation, averaged over the ranks, whole. A collective."""
+    mine = {
+        name: (piece.holder.grad is not None, engine.pending(piece) is not None)
+        for name, piece in engine.pieces.items()
+    }
+    told: list[dict[str, tuple[bool, bool]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(told, mine)
+    found: dict[str, Tensor] = {}
+    for name, piece in engine.pieces.items():
+        reduced = any(of_rank[name][0] for of_rank in told)
+        waiting = any(of_rank[name][1] for of_rank in told)
+        whole: Tensor | None = None
+        if reduced:
+            grad = piece.holder.grad
+            begin, end = piece.span
+            elements = part(piece, grad) if grad is not None else local(piece.holder).new_zeros(end - begin)
+            whole = gather(piece, elements, everywhere)
+            if piece.group is None and whole is not None:
+                whole = _averaged(whole, piece.holder.device)
+        if waiting:
+            own = engine.pending(piece)
+            own = (
+                torch.zeros(piece.shape, dtype=piece.holder.dtype, device=piece.holder.device)
+                if own is None
+                else own
+            )
+            averaged = _averaged(own.detach().reshape(piece.shape), piece.holder.device)
+            whole = averaged if whole is None else whole + averaged
+        if whole is not None:
+            found[name] = whole
+    return found
+
+
+def _averaged(tensor: Tensor, device: torch.device) -> Tensor:
+    averaged = tensor.to(device, copy=True)
+    dist.all_reduce(averaged)
+    return (averaged / dist.get_world_size()).cpu()
+
+
+def gradients_in(engine: Engine, gradients: Mapping[str, Tensor]) -> None:
+    """Sets this rank's part of the gradients, and clears those that are not given."""
+    engine.forget_pending()
+    of_holder: dict[int, list[Any]] = {}
+    for piece in engine.pieces.values():
+        of_holder.setdefault(id(piece.holder), []).append(piece)
+    for pieces in of_holder.values():
+        holder = pieces[0].holder
+        given = [(piece, gradients[piece.name]) for piece in pieces if piece.name in gradients]
+        made = like_holder(given, holder.dtype) if given else None
+        engine.set_gradient(holder, made)

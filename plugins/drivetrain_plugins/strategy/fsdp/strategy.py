@@ -1,0 +1,269 @@
+"""The strategy: a model in shards, an optimizer on them, and whole states going out and coming in."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from drivetrain.collecting import collect
+from drivetrain.errors import ConfigurationError
+from drivetrain.plugin import hookimpl
+from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
+from drivetrain_plugins.strategy.fsdp import state as states
+from drivetrain_plugins.strategy.fsdp.binding import Binding
+from drivetrain_plugins.strategy.fsdp.blocks import find_units
+from drivetrain_plugins.strategy.fsdp.clipping import ShardedScaler, clip_grad_norm, holders_of
+from drivetrain_plugins.strategy.fsdp.engine import Bare, Engine, Plan
+from drivetrain_plugins.strategy.fsdp.options import FSDPOptions, inert, read_settings
+from drivetrain_plugins.strategy.fsdp.processes import end_group, ensure_group, mesh_of
+from drivetrain_plugins.strategy.fsdp.shards import gather, part
+from drivetrain_plugins.transform.gradient_checkpointing import wrap as checkpoint_block
+
+if TYPE_CHECKING:
+    from drivetrain.run import Run
+
+logger = logging.getLogger("drivetrain")
+
+# Models that stay in shards when a run ends, and what shards them; the next run goes on with them.
+_kept: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()
+
+
+class FSDPStrategy:
+    """Fully sharded data parallelism; its methods are those of `drivetrain.slots.Strategy`."""
+
+    shows_gradients = False  # each rank has a part of each
+
+    def __init__(self, run: Run, options: FSDPOptions) -> None:
+        self.run = run
+        self.options = options
+        self.engine: Engine | None = None
+        self.binding: Binding | None = None
+        self.scaler: ShardedScaler | None = None
+        self._made_group = False
+        self._undo: list[Callable[[], object]] = []
+        self._error_before = sys.exc_info()[1]
+
+    def setup(self, run: Run) -> None:
+        """Reads the settings, and makes the mesh of processes.
+
+        Raises:
+            ConfigurationError: an option that cannot be, or there are no processes.
+        """
+        self.settings, problems = read_settings(run.args)
+        if problems:
+            raise ConfigurationError(problems)
+        self._made_group = ensure_group(run)
+        self.mesh = mesh_of(self.settings, self.options, run.device)
+        if run.is_main_process and run.is_training:
+            for line in inert(run.args, self.settings):
+                logger.warning("%s", line)
+        savers: list[bool] = [False] * dist.get_world_size()
+        dist.all_gather_object(savers, bool(run.args.should_save))
+        self.everywhere = any(savers[1:])  # whether more than rank 0 writes
+
+    def model_context(self) -> AbstractContextManager[Any]:
+        """The model is built as it is."""
+        return nullcontext()
+
+    def prepare(
+        self, model: Model, optimizer: OptimizerFactory | None, scheduler: SchedulerFactory | None
+    ) -> Prepared:
+        """Shards the model, and builds what updates it on the shards."""
+        policy = self.run.precision.policy
+        self.model = model
+        trained = optimizer is not None and scheduler is not None
+        if trained and policy.parameter is not None:
+            model.to(policy.parameter)
+        if optimizer is not None:
+            self.binding = Binding(optimizer, model)
+        self.engine = self._engine(model, trained)
+        self.replicated = [p.holder for p in self.engine.pieces.values() if p.group is None]
+        if optimizer is None or scheduler is None or self.binding is None:
+            return Prepared(self.wrapped, None, None)
+        self.optimizer = self.binding.build(self.engine.pieces)
+        self.scheduler = scheduler.build(self.optimizer)
+        self.per_evaluation = scheduler.per_evaluation
+        self.holders = holders_of(list(self.engine.pieces.values()))
+        self.accumulation = self.run.accumulation
+        if policy.loss_scale is not None:
+            self.scaler = ShardedScaler(self.run.device.type, **policy.loss_scale)
+        self.zero_grad()
+        return Prepared(self.wrapped, self.optimizer, self.scheduler)
+
+    def _engine(self, model: Model, trained: bool) -> Engine:
+        units = find_units(model, self.settings)
+        plan = Plan(self.settings, self.options, units, self.mesh, self.run.device, trained)
+        if trained and self.settings.activation_checkpointing:
+            if not units:
+                raise ConfigurationError(
+                    "fsdp_config's activation_checkpointing needs blocks to compute again: add auto_wrap to fsdp, or "
+                    "name classes in transformer_layer_cls_to_wrap."
+                )
+            self._undo += [checkpoint_block(unit) for unit in units.values()]
+        if self.settings.sync_module_states:
+            _synchronise(model, self.run.device)
+        bare = Bare.of(model)
+        engine = new_engine(self.settings.version)
+        self.wrapped = engine.wrap(bare, plan)
+        logger.info(
+            "FSDP %d: %d units and the rest, over %d processes.",
+            self.settings.version,
+            len(units),
+            self.mesh.size(),
+        )
+        return engine
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are reduced only at the last micro-batch."""
+        assert self.engine is not None
+        return self.engine.synchronise(last)
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of this micro-batch's share."""
+        if self.run.batch_weight != 1.0:
+            loss = loss * self.run.batch_weight
+        if self.accumulation > 1:
+            loss = loss / self.accumulation
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, max_norm: float | None) -> Update:
+        """Unscale, clip, step, schedule, clear."""
+        for parameter in self.replicated:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+        norm, stepped = None, True
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+            stepped = not bool(self.scaler.found.item())
+        if max_norm is not None:
+            norm = clip_grad_norm(self.holders, max_norm, self.run.device)
+        if stepped:
+            self.optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
+        if stepped and not self.per_evaluation:
+            self.scheduler.step()
+        self.zero_grad()
+        return Update(norm, stepped)
+
+    def zero_grad(self) -> None:
+        """Drops every gradient."""
+        for holder, _ in self.holders:
+            holder.grad = None
+
+    def collect(self, tensors: Any) -> Any:
+        """All ranks' tensors, one after another along dimension 0."""
+        return collect(tensors)
+
+    def state_out(self, weights_only: bool = False) -> TrainState:
+        """The canonical state, whole on rank 0, and on other ranks that write. A collective."""
+        engine = self.engine
+        assert engine is not None
+        engine.rest()
+        weights = states.weights_out(engine, self.everywhere)
+        state = TrainState(weights)
+        if not weights_only:
+            assert self.binding is not None
+            optimizer, groups, extra = self.binding.state_out(self.everywhere)
+            state = TrainState(
+                weights=weights,
+                optimizer=optimizer,
+                groups=groups,
+                gradients=states.gradients_out(engine, self.everywhere),
+                loss_scale=self.scaler.state_dict() if self.scaler is not None else None,
+                optimizer_extra=extra,
+            )
+        return state if self.everywhere or dist.get_rank() == 0 else TrainState({})
+
+    def state_in(self, state: TrainState) -> None:
+        """Sets this rank's part of a whole state."""
+        engine = self.engine
+        assert engine is not None
+        engine.rest()
+        if state.weights:
+            states.weights_in(engine, state.weights)
+        if not state.groups:
+            return
+        assert self.binding is not None
+        self.binding.state_in(state)
+        states.gradients_in(engine, state.gradients)
+        if self.scaler is not None and state.loss_scale is not None:
+            self.scaler.load_state_dict(state.loss_scale)
+
+    def close(self) -> Model:
+        """Gives the bare model back, whole on every rank; after an error the model stays in its shards."""
+        while self._undo:
+            self._undo.pop()()
+        try:
+            if self.engine is not None:
+                self._make_whole(self.engine)
+        finally:
+            self.engine = None
+            if self._made_group:
+                self._made_group = False
+                end_group()
+        return self.model if hasattr(self, "model") else self.run.model
+
+    def _make_whole(self, engine: Engine) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and error is not self._error_before:
+            return
+        bare = engine.bare
+        engine.rest()
+        whole: dict[str, Tensor] = {}
+        for name, piece in engine.pieces.items():
+            if piece.group is not None:
+                made = gather(piece, part(piece, piece.holder), everywhere=True, host=False)
+                assert made is not None
+                whole[name] = made
+        if self.binding is not None and hasattr(self, "optimizer"):
+            self.binding.move_out(bare.parameters)
+        engine.unwrap()
+        for name, tensor in whole.items():
+            bare.parameters[name].data = tensor
+            bare.parameters[name].grad = None
+        for buffer in bare.model.buffers():
+            if buffer.numel():
+                dist.broadcast(buffer, 0)
+
+
+def new_engine(version: int) -> Engine:
+    """The generation's engine."""
+    from drivetrain_plugins.strategy.fsdp.second import Second
+
+    return Second()
+
+
+@torch.no_grad()
+def _synchronise(model: nn.Module, device: torch.device) -> None:
+    """Gives every rank the first one's weights and buffers."""
+    if dist.get_world_size() == 1:
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.numel() and tensor.device.type != "meta":
+            sent = tensor.detach().to(device).contiguous()
+            dist.broadcast(sent, 0)
+            tensor.copy_(sent)
+
+
+class FSDPPlugin:
+    """The strategy `fsdp`."""
+
+    def __init__(self, options: FSDPOptions) -> None:
+        self.options = options
+
+    @hookimpl
+    def make_strategy(self, run: Run) -> FSDPStrategy:
+        """One for each run."""
+        return FSDPStrategy(run, self.options)
