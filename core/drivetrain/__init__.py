@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from drivetrain.errors import ConfigurationError as ConfigurationError
     from drivetrain.errors import DrivetrainError as DrivetrainError
     from drivetrain.errors import PluginError as PluginError
+    from drivetrain.errors import ProcessError as ProcessError
     from drivetrain.evaluation import EvalPrediction as EvalPrediction
     from drivetrain.evaluation import speed_metrics as speed_metrics
     from drivetrain.plugin import Claim as Claim
@@ -68,6 +69,7 @@ _HOMES: dict[str, str] = {
     "DrivetrainError": "drivetrain.errors",
     "PluginError": "drivetrain.errors",
     "CheckpointError": "drivetrain.errors",
+    "ProcessError": "drivetrain.errors",
     "PluginInfo": "drivetrain.plugin",
     "Claim": "drivetrain.plugin",
     "Weight": "drivetrain.plugin",

@@ -35,6 +35,10 @@ class CheckpointError(DrivetrainError):
     """A checkpoint cannot be read or written."""
 
 
+class ProcessError(DrivetrainError):
+    """Another process of this run has ended, does not answer, or never came. The backend's error is chained."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The entry of `known` closest in spelling to `word`, or None where none is close."""
     by_lower = {name.lower(): name for name in known}

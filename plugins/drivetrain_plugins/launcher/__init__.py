@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any
 
 from drivetrain.plugin import Claim, PluginInfo, Weight
+from drivetrain_plugins.launcher.environment import started_by
+
+ARGUMENTS = ("ddp_backend", "ddp_timeout", "local_rank")
 
 
-def _started_by_torchrun(args: Any) -> Claim | None:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
-        return Claim("RANK, WORLD_SIZE and MASTER_ADDR are set", Weight.ENVIRONMENT)
-    return None
+def _claims(name: str) -> Callable[[Any], Claim | None]:
+    def claim(args: Any) -> Claim | None:
+        by, reason = started_by()
+        return Claim(reason, Weight.ENVIRONMENT) if by == name else None
+
+    return claim
 
 
 TORCHRUN = PluginInfo(
     name="torchrun",
     kind="launcher",
-    summary="Processes started by torchrun, or by anything that sets the same environment.",
-    implementation="drivetrain_plugins.launcher.torchrun:TorchrunPlugin",
-    arguments=("ddp_backend", "ddp_timeout", "local_rank"),
-    chosen_by=_started_by_torchrun,
+    summary="Processes started by torchrun, by DeepSpeed's launcher, or by anything that sets the same environment.",
+    implementation="drivetrain_plugins.launcher.plugins:Torchrun",
+    arguments=ARGUMENTS,
+    chosen_by=_claims("torchrun"),
+)
+
+SLURM = PluginInfo(
+    name="slurm",
+    kind="launcher",
+    summary="The tasks of a step of SLURM, started by srun.",
+    implementation="drivetrain_plugins.launcher.plugins:Slurm",
+    arguments=ARGUMENTS,
+    chosen_by=_claims("slurm"),
+)
+
+MPI = PluginInfo(
+    name="mpi",
+    kind="launcher",
+    summary="Processes started by mpiexec: Open MPI, MPICH, Intel MPI, MVAPICH.",
+    implementation="drivetrain_plugins.launcher.plugins:Mpi",
+    arguments=ARGUMENTS,
+    chosen_by=_claims("mpi"),
 )

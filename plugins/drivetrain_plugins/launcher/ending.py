@@ -1,0 +1,59 @@
+"""The end of a process: it waits for the others, not for ever, and for nobody after a failure."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from typing import Any
+
+import torch.distributed as dist
+
+from drivetrain import peers
+from drivetrain_plugins.launcher.meeting import ranks
+from drivetrain_plugins.launcher.news import News
+
+logger = logging.getLogger("drivetrain")
+
+# Waiting for the others at the end has a bound: a rank that died must not hold up the rest.
+FAREWELL = 30.0
+
+
+def end_at_exit(news: News, store: Any) -> None:
+    """Whoever made the process group ends it.
+
+    Args:
+        news: tells of failures until then.
+        store: the group's; rank 0's copy is the store itself, and is kept until the others have gone.
+    """
+    peers.connect(news.tell, news.failure)
+    hook = sys.excepthook
+
+    def note_failure(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        peers.failed(error)
+        hook(kind, error, trace)
+
+    sys.excepthook = note_failure
+    atexit.register(_end, news, store, os.getpid())
+
+
+def _end(news: News, store: Any, process: int) -> None:
+    if os.getpid() != process:
+        return  # a fork of this process
+    peers.connect(None, None)
+    together = False
+    if not peers.has_failed():
+        missing = news.wait_for_all(FAREWELL)
+        together = not missing
+        if missing and news.rank == 0:
+            logger.warning("The run ends without %s, which did not come to its end.", ranks(missing))
+    if dist.is_initialized():
+        # An object of the group's that is left to the interpreter's end may abort the process. NCCL's own end
+        # waits for the others; after a failure it is broken off.
+        if together or dist.get_backend() != "nccl":
+            dist.destroy_process_group()
+        else:
+            dist.distributed_c10d._abort_process_group()
+    news.close(FAREWELL if together else 0.0)
+    del store

@@ -1,0 +1,140 @@
+"""What the processes tell each other beside their group: who has failed and why, and who has come to the end.
+
+Each process keeps its connection to rank 0 from the meeting. A process that is killed says nothing, but the system
+closes its connection, so that the others know which one it was; the backend's own errors name nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+import threading
+import time
+from typing import Any
+
+_LONGEST = 500  # characters of a reason
+_SENT = 5.0  # seconds for a line to be taken
+_HEARD = 1.0  # how long news may come after the backend's error
+
+
+class News:
+    """The connections of a process, and a thread that reads them.
+
+    Args:
+        rank, size: of this process.
+        lines: on rank 0 one for each other rank, elsewhere one for rank 0.
+    """
+
+    def __init__(self, rank: int, size: int, lines: dict[int, socket.socket]) -> None:
+        self.rank, self.size = rank, size
+        self._lines = dict(lines)
+        self._unread = dict.fromkeys(lines, b"")
+        self._failure: tuple[int, str] | None = None
+        self._ended: set[int] = set()
+        self._changed = threading.Condition()
+        self._stop, self._stopped = socket.socketpair()
+        for line in lines.values():
+            line.settimeout(_SENT)
+        self._thread = threading.Thread(target=self._listen, name="drivetrain-news", daemon=True)
+        self._thread.start()
+
+    # -- said by this process ------------------------------------------------------------------------
+
+    def tell(self, reason: str) -> None:
+        """Says that this rank fails, and why."""
+        with self._changed:
+            self._send({"failed": [self.rank, f"by {reason[:_LONGEST]}"]})
+
+    def failure(self) -> str | None:
+        """The rank that failed first, and why; waits a little, since the backend may have been quicker."""
+        end = time.monotonic() + _HEARD
+        with self._changed:
+            while self._failure is None and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return None if self._failure is None else f"rank {self._failure[0]} {self._failure[1]}"
+
+    def wait_for_all(self, seconds: float) -> list[int]:
+        """Says that this rank has come to the end, and waits for the others.
+
+        Returns:
+            those who have not come, as far as this rank knows; empty where all have.
+        """
+        end = time.monotonic() + seconds
+        with self._changed:
+            self._note_end(self.rank)
+            if self.rank != 0:
+                self._send({"ended": [self.rank]})
+            while self._missing() and self._failure is None and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return self._missing()
+
+    def close(self, seconds: float) -> None:
+        """Ends the connections; rank 0, who has what the others may still use, waits until they have gone."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            while self.rank == 0 and self._lines and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+        self._stop.close()
+        self._thread.join(_SENT)
+        for line in self._lines.values():
+            line.close()
+
+    # -- heard from the others -----------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as waiting, self._stopped:
+            waiting.register(self._stopped, selectors.EVENT_READ, None)
+            for rank, line in self._lines.items():
+                waiting.register(line, selectors.EVENT_READ, rank)
+            while True:
+                for key, _ in waiting.select():
+                    if key.data is None:
+                        return
+                    assert isinstance(key.fileobj, socket.socket)
+                    if not self._read(key.data, key.fileobj):
+                        waiting.unregister(key.fileobj)
+
+    def _read(self, rank: int, line: socket.socket) -> bool:
+        try:
+            got = line.recv(1 << 16)
+        except OSError:
+            got = b""
+        with self._changed:
+            *whole, self._unread[rank] = (self._unread[rank] + got).split(b"\n")
+            for text in whole:
+                with contextlib.suppress(ValueError):
+                    self._hear(json.loads(text))
+            if not got:
+                del self._lines[rank]
+                line.close()
+                if rank not in self._ended:
+                    self._hear(
+                        {"failed": [rank, "ended without a word, as by SIGKILL or for want of memory"]}
+                    )
+            self._changed.notify_all()
+        return bool(got)
+
+    def _hear(self, news: dict[str, Any]) -> None:
+        if "failed" in news and self._failure is None:
+            rank, reason = news["failed"]
+            self._failure = int(rank), str(reason)
+            if self.rank == 0:
+                self._send(news)
+        for rank in news.get("ended", ()):
+            self._note_end(rank)
+
+    def _note_end(self, rank: int) -> None:
+        self._ended.add(rank)
+        if self.rank == 0 and not self._missing():
+            self._send({"ended": list(range(self.size))})
+
+    def _missing(self) -> list[int]:
+        return [rank for rank in range(self.size) if rank not in self._ended]
+
+    def _send(self, news: dict[str, Any]) -> None:
+        text = json.dumps(news).encode() + b"\n"
+        for line in list(self._lines.values()):
+            with contextlib.suppress(OSError):
+                line.sendall(text)
