@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from drivetrain.arguments import TrainingArguments
     from drivetrain.background import BackgroundWriter
+    from drivetrain.elastic import Layout
     from drivetrain.session import Session
     from drivetrain.slots import LRScheduler, TrainState
 
@@ -31,6 +32,7 @@ class TrainerBase:
         run: what plugins see.
         plugins: plugin objects that were handed in; `made_plugins`: those that were made, by `kind:name`.
         is_in_train, is_evaluating: what is under way.
+        layout: how the rows of an update are laid out; None before a run.
         writer, snapshot: the thread that writes checkpoints, and the state that is being written.
     """
 
@@ -58,6 +60,7 @@ class TrainerBase:
     _train_batch_size: int
     _made_scheduler: bool
     _past: Any = None
+    layout: Layout | None = None
 
     @property
     def state(self) -> TrainerState:

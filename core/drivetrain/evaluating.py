@@ -107,6 +107,7 @@ class Evaluations(TrainerBase):
         with culprits_named(run):
             try:
                 self.is_evaluating = True
+                session.resolve(training=False)
                 session.open(training=False)
                 session.autocast(self.model)
                 session.cast_for_evaluation(self.model, self.label_names)

@@ -131,7 +131,8 @@ class Inputs(TrainerBase):
         )
 
     def _get_train_sampler(self) -> Sampler[int] | None:
-        return train_sampler(self.train_dataset, self.args, self.tokenizer)
+        rows = self.layout.rows if self.layout is not None else None
+        return train_sampler(self.train_dataset, self.args, self.tokenizer, rows)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         return eval_sampler(eval_dataset, self.args)

@@ -11,6 +11,7 @@ from drivetrain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from drivetrain.arguments import TrainingArguments
+    from drivetrain.elastic import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +31,19 @@ class RunLength:
     rows: float
 
     @classmethod
-    def of(
-        cls, args: TrainingArguments, batches: int | None, rows: int | None, world_size: int, batch_size: int
-    ) -> RunLength:
+    def of(cls, args: TrainingArguments, layout: Layout, batches: int | None, rows: int | None) -> RunLength:
         """From the arguments and the data.
 
         Args:
             args: the arguments.
-            batches: micro-batches of one epoch, None where the data have no length.
+            layout: how the rows of an update are laid out.
+            batches: global batches of one epoch, None where the data have no length.
             rows: rows of one epoch.
-            world_size: number of processes.
-            batch_size: rows a micro-batch and process, which auto_find_batch_size may have halved.
 
         Raises:
             ConfigurationError: the data have no length, and `max_steps` is not set.
         """
-        accumulation = args.gradient_accumulation_steps
-        rows_an_update = batch_size * accumulation * world_size
+        accumulation, rows_an_update = layout.accumulation, layout.rows
         if batches is None:
             if args.max_steps <= 0:
                 raise ConfigurationError(
@@ -58,6 +55,7 @@ class RunLength:
                 args.max_steps * accumulation,
                 args.max_steps * rows_an_update,
             )
+        batches *= layout.split.parts
         updates = max(batches // accumulation, 1)
         if args.max_steps > 0:
             epochs = math.ceil(args.max_steps / updates)

@@ -85,7 +85,12 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         if epoch != position.epoch or position.epoch_ended:
             position.epoch, position.batch, position.epoch_ended, position.data = epoch, 0, False, None
         batches: Any = EpochIterator(
-            run.train_dataloader, args=args, processes=run.processes, epoch=epoch, position=position.data
+            run.train_dataloader,
+            args=args,
+            processes=run.processes,
+            epoch=epoch,
+            position=position.data,
+            split=run.split,
         )
         trainer._past = None  # the memory of `past_index` does not outlive an epoch
         if position.random is not None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from drivetrain.arguments import TrainingArguments
     from drivetrain.callbacks import TrainerControl, TrainerState
+    from drivetrain.data import Split
     from drivetrain.processes import Processes
     from drivetrain.resolve import Plan
     from drivetrain.slots import LRScheduler, Model, Precision, Strategy, Update
@@ -51,6 +52,7 @@ class Run:
         processing_class: the tokenizer, or whatever prepares the data, if one was given.
         train_dataloader, eval_dataloader: the loaders in use.
         accumulation: micro-batches an update.
+        split: how global batches are cut, where a run goes on with another number of processes.
         is_training: False while `evaluate()` or `predict()` runs by itself.
         update: the last update: gradient norm (a tensor on the device), and whether it stepped.
         batch_rows: rows trained on since the last row of the log, on this rank.
@@ -76,6 +78,7 @@ class Run:
     train_dataloader: Any = None
     eval_dataloader: Any = None
     accumulation: int = 1
+    split: Split | None = None
     is_training: bool = False
     update: Update | None = None
     batch_rows: int = 0

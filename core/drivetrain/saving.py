@@ -17,13 +17,16 @@ from drivetrain.checkpoint import (
     RandomState,
     last_checkpoint,
     load_checkpoint,
+    read_run,
     read_weights,
     rotate,
     save_checkpoint,
     sweep,
 )
 from drivetrain.checkpoint.plain import plain
+from drivetrain.elastic import Layout, micro_batches
 from drivetrain.errors import CheckpointError, did_you_mean
+from drivetrain.gathering import broadcast
 from drivetrain.loop import Position
 from drivetrain.slots import TrainState
 
@@ -126,7 +129,9 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
             "epoch_ended": position.epoch_ended,
             "data": trainer.batches.position() if trainer.batches is not None else None,
             "epoch_stop": run.control.should_epoch_stop,
+            "layout": trainer.layout.to_json() if trainer.layout is not None else None,
         },
+        configuration={"launch": run.processes.launch},
         loss=trainer.losses.state(run.strategy),
         plugin_states=plugin_states(run),
         callback_states=callback_states(trainer),
@@ -229,21 +234,37 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
     Raises:
         CheckpointError: there is none.
     """
+    run, folder = trainer.run, run_folder(trainer)
+    started_anew = run.processes.attempt > 0
+    if started_anew and (own := last_of_launch(run, folder)) is not None:
+        return own
     if wanted is None or wanted is False:
         if trainer.args.ignore_data_skip:
             logger.warning("ignore_data_skip=True has no effect: no checkpoint is resumed.")
         return None
     if wanted is not True:
         return checkpoint_at(os.fspath(wanted))
-    folder, run = run_folder(trainer), trainer.run
-    step = -1
-    if run.is_main_process:  # looking at every file once is enough, and all ranks must find the same
-        found = last_checkpoint(folder)
-        step = int(found.rpartition("-")[2]) if found is not None else -1
-    step = int(run.strategy.collect(torch.tensor([step], device=run.device))[0])
-    if step < 0:
+    # Looking at every file once is enough, and all ranks must find the same.
+    found: str | None = broadcast(last_checkpoint(folder) if run.is_main_process else None, run.processes)
+    if found is None and not started_anew:
         raise none_to_resume(folder)
-    return os.path.join(folder, f"{PREFIX}-{step}")
+    return found
+
+
+def last_of_launch(run: Run, folder: str) -> str | None:
+    """The last valid checkpoint, where this very launch wrote it before it was started anew. A collective."""
+    own = None
+    if run.is_main_process and run.processes.launch is not None:
+        found = last_checkpoint(folder)
+        if found is not None and read_run(found)["configuration"].get("launch") == run.processes.launch:
+            own = found
+        logger.warning(
+            "These processes were started anew (attempt %d): %s.",
+            run.processes.attempt,
+            f"the run goes on from {own}" if own is not None else "they had written no checkpoint yet",
+        )
+    found = broadcast(own, run.processes)
+    return str(found) if found is not None else None
 
 
 def none_to_resume(folder: str) -> CheckpointError:
@@ -360,6 +381,9 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     if changed and run.is_main_process:
         logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
     where = contents.position or {}
+    assert trainer.layout is not None
+    before = Layout.from_json(where["layout"]) if where.get("layout") else None
+    carries = bool(contents.train_state.gradients)
     trainer.epoch_was_stopped = bool(where.get("epoch_stop"))
     logger.info(
         "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
@@ -367,7 +391,7 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     return Position(
         epoch=where["epoch"],
         batch=where["batch"],
-        micro_batches=where["micro_batches"],
+        micro_batches=micro_batches(where["micro_batches"], before, trainer.layout, carries),
         epoch_ended=where["epoch_ended"],
         data=where["data"],
         random=contents.random,

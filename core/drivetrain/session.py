@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from drivetrain import settings
+from drivetrain import peers, settings
 from drivetrain.autocast import install
 from drivetrain.binding import name_culprit
 from drivetrain.errors import ConfigurationError, PluginError
@@ -47,8 +47,7 @@ class Session:
         self.is_wrapped = False
 
     def open(self, training: bool) -> None:
-        """Resolves the plugins, and makes precision and strategy; the model is then built and prepared."""
-        self.resolve(training)
+        """Makes precision and strategy of resolved plugins; the model is then built and prepared."""
         run = self.run
         run.is_training = training
         run.precision = make(run, "precision")
@@ -252,4 +251,6 @@ def culprits_named(run: Run) -> Iterator[None]:
                     call(run, error)
                 except Exception as second:
                     logger.warning("A listener of on_exception failed as well: %r", second)
+        if (lost := peers.lost(error)) is not None:
+            raise lost from error
         raise

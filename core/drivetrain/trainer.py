@@ -25,6 +25,7 @@ from drivetrain.callbacks import (
     TrainerState,
 )
 from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
+from drivetrain.elastic import check_loader, layout
 from drivetrain.errors import ConfigurationError
 from drivetrain.evaluating import Evaluations
 from drivetrain.evaluation import output_at, speed_metrics
@@ -280,17 +281,23 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             try:
                 self.is_in_train = True
                 self._begin_trial(trial)
+                session.resolve(training=True)
+                saving.clean_up(self)
+                checkpoint = saving.find_checkpoint(self, resume)
+                saving.note_others(self, checkpoint)
+                self.layout = layout(run, self._train_batch_size, checkpoint)
+                run.split, run.accumulation = self.layout.split, self.layout.accumulation
                 session.open(training=True)
                 if self.model_init is not None:
                     self._build_model(trial)
                 run.train_dataloader = self.get_train_dataloader()
+                check_loader(run.train_dataloader, self.layout, run.processes)
                 known = has_length(run.train_dataloader)
                 length = RunLength.of(
                     args,
-                    batches_of(run.train_dataloader, run.processes.world_size) if known else None,
+                    self.layout,
+                    batches_of(run.train_dataloader, run.split.world) if known else None,
                     self.num_examples(run.train_dataloader) if known else None,
-                    run.processes.world_size,
-                    self._train_batch_size,
                 )
                 self._begin_state(length)
                 self.writer = self._background_writer(run) if args.save_async else None
@@ -303,9 +310,6 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 self.losses = LossWindow(run.device, args.logging_nan_inf_filter)
                 self.position = Position()
                 self.batches = None
-                saving.clean_up(self)
-                checkpoint = saving.find_checkpoint(self, resume)
-                saving.note_others(self, checkpoint)
                 if checkpoint is not None:
                     self.position = saving.restore(self, run, checkpoint)
                 return self._fit(length)

@@ -11,7 +11,7 @@ from drivetrain.checkpoint.files import recover, replace_tree, sweep
 from drivetrain.checkpoint.manifest import validate
 from drivetrain.checkpoint.plain import plain
 from drivetrain.checkpoint.randomness import RandomState
-from drivetrain.checkpoint.reader import load_checkpoint
+from drivetrain.checkpoint.reader import load_checkpoint, read_run
 from drivetrain.checkpoint.rotation import checkpoints, last_checkpoint, rotate
 from drivetrain.checkpoint.serialize import pack, unpack
 from drivetrain.checkpoint.weights import (
@@ -37,6 +37,7 @@ __all__ = [
     "pack",
     "parse_size",
     "plain",
+    "read_run",
     "read_weights",
     "recover",
     "replace_tree",

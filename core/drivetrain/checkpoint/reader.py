@@ -85,6 +85,20 @@ def load_checkpoint(
     return contents
 
 
+def read_run(folder: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: step, world size, plugins, configuration, position, states.
+
+    Checksums are not compared.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it cannot be read.
+    """
+    reason = validate(folder, quick=True)
+    if reason is not None:
+        raise CheckpointError(f"{folder} is not a valid checkpoint: {reason}.")
+    return _checked(_Folder(folder).packed(RUN, _RUN), folder)
+
+
 class _Folder:
     """The files that the manifest of a checkpoint names; others in its folder are not looked at."""
 

@@ -2,6 +2,7 @@
 
 from drivetrain.data.collate import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
 from drivetrain.data.columns import is_table, signature_columns
+from drivetrain.data.dealing import Split
 from drivetrain.data.device import find_batch_size, to_device
 from drivetrain.data.epoch import EpochIterator, EvaluationIterator
 from drivetrain.data.loader import make_dataloader, seed_worker
@@ -13,7 +14,7 @@ from drivetrain.data.samplers import (
     has_length,
     train_sampler,
 )
-from drivetrain.data.source import batches_of
+from drivetrain.data.source import batches_of, unit_of
 
 __all__ = [
     "DataCollatorWithPadding",
@@ -23,6 +24,7 @@ __all__ = [
     "Position",
     "RemoveColumnsCollator",
     "SeededRandomSampler",
+    "Split",
     "batches_of",
     "default_data_collator",
     "eval_sampler",
@@ -34,4 +36,5 @@ __all__ = [
     "signature_columns",
     "to_device",
     "train_sampler",
+    "unit_of",
 ]

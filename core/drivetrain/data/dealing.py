@@ -7,7 +7,8 @@ that W ranks of b rows run the very rows that one process runs with W·b.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,26 @@ class Dealt(NamedTuple):
     rows: Any
     weight: float
     shares: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a global batch is, where a run goes on with another number of processes than it began with.
+
+    The global batch stays what it was, so that every update sees the same rows.
+
+    Attributes:
+        world: processes whose batches make a global batch: those that the run began with.
+        parts: micro-batches in which each process of now runs its share of a global batch.
+    """
+
+    world: int = 1
+    parts: int = 1
+
+
+def interleaved(streams: Sequence[Iterator[Any]]) -> Iterator[Any]:
+    """One of each stream, then the next of each; they are of one length."""
+    return streams[0] if len(streams) == 1 else chain.from_iterable(zip(*streams, strict=True))
 
 
 def shares(rows: int, world: int) -> tuple[int, ...]:

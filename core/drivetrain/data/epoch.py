@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 
 from drivetrain.data import randomness
-from drivetrain.data.dealing import Dealt
+from drivetrain.data.dealing import Dealt, Split
 from drivetrain.data.device import first_row
 from drivetrain.data.fetching import foreign_items, iterable_items, map_items, skip, stateful, worker_items
 from drivetrain.data.loader import fetches_ahead
@@ -54,17 +54,24 @@ class BatchIterator:
         processes: `rank`, `world_size` and `device` of the run.
         epoch: the epoch, from 0; told to samplers and datasets that have `set_epoch`.
         position: where to go on; None or `{}` for the beginning.
+        split: how a global batch is cut; by default it is one batch of each process.
 
     Attributes:
-        batches: global batches of the pass, None where the data have no length.
-        index: global batches handed out.
+        batches: batches of this rank in the pass, None where the data have no length.
+        index: batches handed out. Of a global batch a rank has one, or as many as `split` says.
         weight: rows of this rank * world / rows of all, of the batch handed out last; 1.0 in one process.
         rows: its rows on this rank (0 where the rank runs a row for company).
         shares: its rows on each rank; `()` where they are not known.
     """
 
     def __init__(
-        self, dataloader: Any, *, processes: Any, epoch: int = 0, position: Position | None = None
+        self,
+        dataloader: Any,
+        *,
+        processes: Any,
+        epoch: int = 0,
+        position: Position | None = None,
+        split: Split | None = None,
     ) -> None:
         self.dataloader = dataloader
         self.processes = processes
@@ -72,14 +79,22 @@ class BatchIterator:
         self.kind = kind_of(dataloader)
         # A loader that iterates itself, or is split over the ranks already, is every rank's own.
         self.own = processes.world_size > 1 and (self.kind == FOREIGN or is_split_already(dataloader))
-        self.world = 1 if self.own else processes.world_size
-        self.rank = 0 if self.own else processes.rank
-        self.batches = batches_of(dataloader, processes.world_size)
+        split = split or Split(processes.world_size)
+        self.split = Split() if self.own else split
+        # A process that runs several parts of a global batch stands for as many ranks, one after another.
+        self.world = 1 if self.own else processes.world_size * split.parts
+        self.ranks = (0,) if self.own else range(processes.rank, self.world, processes.world_size)
+        self.batch_size: int | None = None  # of a rank, where it is not that of the loader
+        if self.world != self.split.world and getattr(dataloader, "batch_size", None):
+            self.batch_size = dataloader.batch_size * self.split.world // self.world
+        self.batches = batches_of(dataloader, self.split.world)
+        if self.batches is not None:
+            self.batches *= self.split.parts
         self.index = 0
         self.weight = 1.0
         self.rows = 0
         self.shares: tuple[int, ...] = ()
-        self._group = group_of(dataloader, self.world)
+        self._group = group_of(dataloader, self.split.world)
         self._seeds: tuple[int, int | None] | None = None
         self._start: Any = None
         self._generators: list[Any] = []
@@ -114,9 +129,10 @@ class BatchIterator:
         if not self._begun:
             return self._given
         batch, row = self._first
+        parts = self.split.parts
         position: Position = {
-            "batch": self.index,
-            "row": row + (self.index - batch) * self._group,
+            "batch": self.index // parts,
+            "row": row + (self.index - batch) // parts * self._group,
             "group": self._group,
             "epoch": self.epoch,
             "world": self.processes.world_size,
@@ -175,14 +191,15 @@ class BatchIterator:
         self._position = (
             of_rank(position, self.processes.rank, self.processes.world_size) if position else None
         )
-        self.index = int(position.get("batch", 0))
+        parts = self.split.parts
+        self.index = int(position.get("batch", 0)) * parts
         row = int(position.get("row", 0))
         if position and position["group"] != self._group:
             # The global batch has another size now; what was seen stays seen.
-            self.index = row // self._group
-            left = batches_of(self.dataloader, self.processes.world_size, row)
+            self.index = row // self._group * parts
+            left = batches_of(self.dataloader, self.split.world, row)
             if self.batches is not None and left is not None:
-                self.index = self.batches - left
+                self.index = self.batches - left * parts
         self._first = (self.index, row)
 
     def _watch(self) -> None:
@@ -275,7 +292,7 @@ class BatchIterator:
                 seeds = (position["base_seed"], position["seed"])
             order = map_order(loader, self.processes, self.world, seeds)
             self._seeds = (order.base_seed, order.seed)
-            remaining = order.dealt(self._first[1], self.world, self.rank)
+            remaining = order.dealt(self._first[1], self.world, self.ranks, self.batch_size)
             if loader.num_workers:
                 fresh = position is None and self.processes.rank == 0 and loader.generator is None
                 seed = order.base_seed + self.index + self.processes.rank
@@ -314,7 +331,8 @@ class BatchIterator:
             self._stateful.load_state_dict(position["dataset"])
             done = rows = 0
         if self.kind == ITERABLE:
-            return iterable_items(loader, self.world, self.rank, done, rows)
+            size = self.batch_size or loader.batch_size
+            return iterable_items(loader, self.world, self.ranks, size, done, rows)
         return skip(foreign_items(loader), done)
 
     def _is_even(self) -> bool:
@@ -376,17 +394,25 @@ class EpochIterator(BatchIterator):
         processes: as for `BatchIterator`.
         epoch: the epoch, from 0.
         position: where to go on.
+        split: how a global batch is cut.
 
     Raises:
         ConfigurationError: the data are empty, or `drop_last` drops them all.
     """
 
     def __init__(
-        self, dataloader: Any, *, args: Any, processes: Any, epoch: int, position: Position | None = None
+        self,
+        dataloader: Any,
+        *,
+        args: Any,
+        processes: Any,
+        epoch: int,
+        position: Position | None = None,
+        split: Split | None = None,
     ) -> None:
         if getattr(args, "ignore_data_skip", False):
             position = None
-        super().__init__(dataloader, processes=processes, epoch=epoch, position=position)
+        super().__init__(dataloader, processes=processes, epoch=epoch, position=position, split=split)
         if self.batches == 0 and has_length(getattr(dataloader, "dataset", None)):
             raise ConfigurationError(
                 f"The training data have {len(dataloader.dataset)} rows, which fill no batch, and "

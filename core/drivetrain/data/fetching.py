@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, tee
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from drivetrain.data.dealing import Dealt, deal, dealt_units
+from drivetrain.data.dealing import Dealt, deal, dealt_units, interleaved
 from drivetrain.data.device import find_batch_size
 
 logger = logging.getLogger("drivetrain")
@@ -123,16 +123,22 @@ def worker_items(
 
 
 class DealtStream(IterableDataset[Any]):
-    """The rows of an iterable dataset, a rank's part of each global batch at a time.
+    """The rows of an iterable dataset, the parts of some ranks of each global batch at a time.
 
     Gives (what to collate, its `Dealt`). Without a batch size each item of the dataset is a batch already.
     """
 
     def __init__(
-        self, dataset: Any, batch_size: int | None, drop_last: bool, world: int, rank: int, done: int = 0
+        self,
+        dataset: Any,
+        batch_size: int | None,
+        drop_last: bool,
+        world: int,
+        ranks: Sequence[int],
+        done: int = 0,
     ) -> None:
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
-        self.world, self.rank, self.done = world, rank, done
+        self.world, self.ranks, self.done = world, ranks, done
 
     def __iter__(self) -> Iterator[tuple[Any, Dealt]]:
         # At once, not at the first row: the dataset may draw random numbers when its iterator is made.
@@ -143,20 +149,25 @@ class DealtStream(IterableDataset[Any]):
 
     def _deal(self, rows: Iterator[Any]) -> Iterator[tuple[Any, Dealt]]:
         if self.batch_size is None:
-            for unit in dealt_units(rows, self.world, self.rank):
+            each = tee(rows, len(self.ranks)) if len(self.ranks) > 1 else [rows]
+            units = [dealt_units(some, self.world, rank) for some, rank in zip(each, self.ranks, strict=True)]
+            for unit in interleaved(units):
                 yield unit.rows, Dealt(None, unit.weight, ())
             return
         group = self.batch_size * self.world
         whole = (self.batch_size,) * self.world
-        first = self.rank * self.batch_size
         while batch := list(islice(rows, group)):
-            if len(batch) == group:
-                yield batch[first : first + self.batch_size], Dealt(None, 1.0, whole)
-                continue
-            if not self.drop_last:
-                part = deal(batch, self.world, self.rank)
-                yield part.rows, Dealt(None, part.weight, part.shares)
-            return
+            if len(batch) < group and self.drop_last:
+                return
+            for rank in self.ranks:
+                if len(batch) == group:
+                    first = rank * self.batch_size
+                    yield batch[first : first + self.batch_size], Dealt(None, 1.0, whole)
+                else:
+                    part = deal(batch, self.world, rank)
+                    yield part.rows, Dealt(None, part.weight, part.shares)
+            if len(batch) < group:
+                return
 
 
 class _CollateDealt:
@@ -171,8 +182,18 @@ class _CollateDealt:
         return self.collate(rows), dealt
 
 
-def iterable_items(loader: Any, world: int, rank: int, done: int, rows: int) -> Iterator[Any]:
-    """Reads an iterable dataset, after `done` global batches of it, which are `rows` items of the dataset."""
+def iterable_items(
+    loader: Any, world: int, ranks: Sequence[int], batch_size: int | None, done: int, rows: int
+) -> Iterator[Any]:
+    """Reads an iterable dataset, after `done` batches of a rank, which are `rows` items of the dataset over all.
+
+    Args:
+        loader: of the dataset.
+        world: number of ranks that a global batch is dealt out to.
+        ranks: those whose batches are read here, of each global batch in this order.
+        batch_size: rows of a rank; None for a dataset of batches.
+        done, rows: what is left out.
+    """
     if done:
         logger.warning(
             "Resuming reads %d batches of the training data again, since the dataset has no state_dict; "
@@ -183,12 +204,12 @@ def iterable_items(loader: Any, world: int, rank: int, done: int, rows: int) -> 
         # torch draws the base seed first, then makes the dataset's iterator.
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         collate = collator(loader)
-        stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank, rows)
+        stream = DealtStream(loader.dataset, batch_size, loader.drop_last, world, ranks, rows)
         parts = iter(stream)
         return ((collate(part), dealt, _rows(part, dealt)) for part, dealt in parts)
     if world == 1:
         return skip(foreign_items(loader), done, told=True)
-    stream = DealtStream(loader.dataset, loader.batch_size, loader.drop_last, world, rank)
+    stream = DealtStream(loader.dataset, batch_size, loader.drop_last, world, ranks)
     shadow: DataLoader[Any] = DataLoader(
         stream,
         batch_size=None,

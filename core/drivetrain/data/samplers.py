@@ -144,13 +144,16 @@ def is_iterable_style(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset)
 
 
-def train_sampler(dataset: Any, args: Any, processing_class: Any = None) -> Sampler[int] | None:
+def train_sampler(
+    dataset: Any, args: Any, processing_class: Any = None, rows: int | None = None
+) -> Sampler[int] | None:
     """The order of the training set; None for a dataset that brings its own.
 
     Args:
         dataset: before its columns are dropped, since the column of lengths may be one of them.
         args: `group_by_length`, `length_column_name`, `data_seed`, batch size and accumulation are read.
         processing_class: a tokenizer; lengths are those of the first of its `model_input_names`.
+        rows: of an update over all processes; by default as the arguments say.
 
     Raises:
         ConfigurationError: the dataset is empty, or `group_by_length` finds no lengths.
@@ -164,7 +167,8 @@ def train_sampler(dataset: Any, args: Any, processing_class: Any = None) -> Samp
         if args.length_column_name in (getattr(dataset, "column_names", None) or ()):
             lengths = dataset[args.length_column_name]
         names = getattr(processing_class, "model_input_names", None)
-        rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if rows is None:
+            rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return LengthGroupedSampler(rows, dataset, lengths, names[0] if names else None, seed=args.data_seed)
     if args.data_seed is not None:
         return SeededRandomSampler(dataset, args.data_seed)

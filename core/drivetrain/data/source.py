@@ -6,9 +6,9 @@ seed, then what its sampler draws. Rank 0's draws count for every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from drivetrain.data.dealing import Dealt, count, dealt_batches, dealt_rows, dealt_units
+from drivetrain.data.dealing import Dealt, count, dealt_batches, dealt_rows, dealt_units, interleaved
 from drivetrain.data.samplers import SeededRandomSampler, has_length
 from drivetrain.gathering import broadcast
 
@@ -54,6 +54,21 @@ def is_split_already(loader: Any) -> bool:
         if isinstance(replicas, int) and replicas > 1:
             return True
     return False
+
+
+def unit_of(loader: Any) -> str:
+    """What of a loader can be dealt out to any number of processes.
+
+    `row`: its rows; `batch`: only whole batches, which a sampler makes its own way; `own`: nothing, since each
+    process has a loader of its own.
+    """
+    kind = kind_of(loader)
+    if kind == FOREIGN or is_split_already(loader):
+        return "own"
+    if kind == ITERABLE:
+        return "row" if loader.batch_size is not None else "batch"
+    sampler = loader.batch_sampler
+    return "row" if type(sampler) is BatchSampler and has_length(sampler.sampler) else "batch"
 
 
 def batches_of(loader: Any, world: int, done: int = 0) -> int | None:
@@ -138,17 +153,31 @@ class Order:
     drop_last: bool = False
     batched: bool = True
 
-    def dealt(self, done: int, world: int, rank: int) -> Iterator[Dealt]:
-        """A rank's batches after `done` of the rows (or units) have been seen, counted over all ranks."""
+    def dealt(
+        self, done: int, world: int, ranks: Sequence[int], batch_size: int | None = None
+    ) -> Iterator[Dealt]:
+        """The batches of some ranks after `done` of the rows (or units) have been seen, counted over all ranks.
+
+        Args:
+            done: rows or units.
+            world: number of ranks that a global batch is dealt out to.
+            ranks: those whose batches are wanted, of each global batch in this order.
+            batch_size: rows of a rank, where it is not that of the sampler.
+        """
         if self.rows is not None:
-            return dealt_rows(self.rows, done, self.batch_size, self.drop_last, world, rank)
+            size = batch_size or self.batch_size
+            return interleaved(
+                [dealt_rows(self.rows, done, size, self.drop_last, world, rank) for rank in ranks]
+            )
         if isinstance(self.units, list):
             units = iter(self.units[done:])
         else:
             units = self.units
             for _ in islice(units, done):  # now, since a sampler may draw as it goes
                 pass
-        return dealt_batches(units, world, rank) if self.batched else dealt_units(units, world, rank)
+        deal = dealt_batches if self.batched else dealt_units
+        each = tee(units, len(ranks)) if len(ranks) > 1 else [units]
+        return interleaved([deal(some, world, rank) for some, rank in zip(each, ranks, strict=True)])
 
 
 def needs_no_state(loader: Any) -> bool:

@@ -14,10 +14,10 @@ def main(folder: str, settings: dict[str, object]) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows_in_all = int(settings.pop("rows_in_all", 8))  # type: ignore[call-overload]
     resume = settings.pop("resume", None)
+    settings.setdefault("per_device_train_batch_size", rows_in_all // world)
     trained = trainer(
         f"{folder}/run",
         compute_metrics=accuracy,
-        per_device_train_batch_size=rows_in_all // world,
         num_train_epochs=2,
         logging_steps=3,
         evaluation_strategy="steps",
