@@ -266,8 +266,9 @@ class FullyShardedStrategy(WholeParameters):
             if state.weights:
                 self.parts.set_weights(state.weights)
                 for unit in self._units():
-                    if unit.has_full_params:  # those of an evaluation before
+                    if unit._is_root is not None:  # whole parameters may be there from a forward pass before
                         unit._free_full_params()
+                        unit._use_fp32_param_shard()
             if not state.groups:
                 return
             optimizer_state_in(self.optimizer, self.parts.named, self._cut(state))
@@ -314,7 +315,7 @@ class FullyShardedStrategy(WholeParameters):
         for _, parameter in self.parts.named:
             parameter.grad = None
             if not failed and hasattr(parameter, "_is_sharded"):
-                parameter.data = self.parts.join(parameter.data, parameter)
+                parameter.data = self.parts.join(self.parts.here(parameter), parameter)
             for mark in _MARKS:
                 if hasattr(parameter, mark):
                     if mark == "_shard_bwd_hook":

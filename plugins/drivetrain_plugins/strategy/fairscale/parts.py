@@ -57,6 +57,11 @@ class Parts:
         """Elements a rank keeps of a parameter, padding included."""
         return -(-self.shapes[id(parameter)].numel() // self.size)
 
+    def here(self, parameter: Tensor) -> Tensor:
+        """This rank's part of a parameter. What is not trained stays whole for a while after a backward pass."""
+        part: Tensor = getattr(parameter, "_fp32_shard", parameter.data)
+        return part
+
     def is_part(self, tensor: Tensor, parameter: Tensor) -> bool:
         """Whether a tensor has the form of a parameter's part."""
         return tensor.shape == (self.length(parameter),)
@@ -82,7 +87,7 @@ class Parts:
         for name, entry in self.entries.items():
             if isinstance(entry, Tensor):
                 if id(entry) not in joined:  # a tied parameter once
-                    whole = self.join(entry.data, entry)
+                    whole = self.join(self.here(entry), entry)
                     joined[id(entry)] = whole.to("cpu") if self.rank == 0 else None
                 value = joined[id(entry)]
             else:
@@ -118,6 +123,6 @@ class Parts:
                     "model; build the model as it was when it was saved."
                 )
             if isinstance(entry, Tensor):
-                entry.data.copy_(self.cut(value, entry))
+                self.here(entry).copy_(self.cut(value, entry))
             else:
                 entry().copy_(value)
