@@ -1,8 +1,7 @@
 """The trainers that drive the engines: drivetrain, and beside it accelerate and Lightning where they can.
 
-Each does the work of the loops in `strategies_hand.py`, in its own idiom, and gives back the wrapped model and
-the optimizer, so that it can be seen that the engine really ran. Where a library does not drive an engine on a
-CPU it raises by itself, or `Unable` says why.
+Each does the work of the loops in `strategies_hand.py`, in its own idiom, and says in the end what ran. Where a
+library does not drive an engine on a CPU it raises by itself, or `Unable` says why.
 """
 
 from __future__ import annotations
@@ -15,21 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from strategies_hand import HAND, Log
+from strategies_seen import Unable, described
 from strategies_work import LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Clock, Work, adamw, linear, zero_2
 
-Result = tuple[Any, Any]
-Driver = Callable[[str, Work, Clock], Result]
+Driver = Callable[[str, Work, Clock], dict[str, Any]]
 
 
-class Unable(Exception):
-    """A library that does not drive an engine here, and why."""
+def by_hand(strategy: str, work: Work, clock: Clock) -> dict[str, Any]:
+    return described(strategy, *HAND[strategy](work, clock))
 
 
-def by_hand(strategy: str, work: Work, clock: Clock) -> Result:
-    return HAND[strategy](work, clock)
-
-
-def drivetrain(strategy: str, work: Work, clock: Clock) -> Result:
+def drivetrain(strategy: str, work: Work, clock: Clock) -> dict[str, Any]:
     from drivetrain import Trainer, TrainerCallback, TrainingArguments
 
     wraps = {
@@ -43,11 +38,11 @@ def drivetrain(strategy: str, work: Work, clock: Clock) -> Result:
         "zero2": {"deepspeed": zero_2(work)},
         "oss": {"sharded_ddp": "simple"},
     }[strategy]
-    seen: list[Result] = []
+    seen: list[dict[str, Any]] = []
 
     class Look(TrainerCallback):
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-            seen.append((trainer.model_wrapped, trainer.optimizer))
+            seen.append(described(strategy, trainer.model_wrapped, trainer.optimizer))
 
     args = TrainingArguments(
         output_dir=str(work.folder),
@@ -75,7 +70,7 @@ def drivetrain(strategy: str, work: Work, clock: Clock) -> Result:
     return seen[0]
 
 
-def accelerate(strategy: str, work: Work, clock: Clock) -> Result:
+def accelerate(strategy: str, work: Work, clock: Clock) -> dict[str, Any]:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
@@ -116,10 +111,10 @@ def accelerate(strategy: str, work: Work, clock: Clock) -> Result:
             optimizer.zero_grad()
             log.add(loss, scheduler)
             if log.step == clock.total:
-                return model, optimizer
+                return described(strategy, model, optimizer)
 
 
-def lightning(strategy: str, work: Work, clock: Clock) -> Result:
+def lightning(strategy: str, work: Work, clock: Clock) -> dict[str, Any]:
     import lightning as L
     from lightning.pytorch import strategies
 
@@ -163,11 +158,12 @@ def lightning(strategy: str, work: Work, clock: Clock) -> Result:
         "fsdp1": lambda: strategies.FSDPStrategy(auto_wrap_policy={work.block}, use_orig_params=True),
         "zero2": lambda: strategies.DeepSpeedStrategy(config=zero_2(work)),
     }[strategy]()
-    seen: list[Result] = []
+    seen: list[dict[str, Any]] = []
 
     class Look(L.Callback):
         def on_train_end(self, trainer: Any, module: Any) -> None:
-            seen.append((module.model if sharding else trainer.strategy.model, trainer.optimizers[0]))
+            model = module.model if sharding else trainer.strategy.model
+            seen.append(described(strategy, model, trainer.optimizers[0]))
 
     trainer = L.Trainer(
         max_steps=clock.total,

@@ -21,45 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from engines import quiet
-from strategies_trainers import DRIVERS, Result, Unable
+from strategies_seen import Unable
+from strategies_trainers import DRIVERS
 from strategies_work import WORKS, Clock, Work
-
-# The class that shows that the engine really ran.
-ENGINES = {
-    "ddp": "DistributedDataParallel",
-    "fsdp2": "FSDPModule",
-    "fsdp1": "FullyShardedDataParallel",
-    "zero2": "DeepSpeedEngine",
-    "oss": "ShardedDataParallel",
-}
-
-
-def elements(tensors: Any) -> int:
-    """How many numbers this process holds of these tensors."""
-    return sum(getattr(tensor, "_local_tensor", tensor).numel() for tensor in tensors)
-
-
-def described(strategy: str, result: Result) -> dict[str, Any]:
-    """The engine, and what of the optimizer's state this process holds.
-
-    Raises:
-        Unable: another engine ran.
-    """
-    model, optimizer = result
-    names = [cls.__name__ for cls in type(model).__mro__]
-    if ENGINES[strategy] not in names:
-        raise Unable(f"it trains with {names[0]} in place of {ENGINES[strategy]}, and does not say so.")
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    state = getattr(optimizer, "optim", optimizer).state.values()
-    held = elements(
-        value
-        for entry in state
-        if isinstance(entry, dict)
-        for value in entry.values()
-        if isinstance(value, torch.Tensor) and value.numel() > 1
-    )
-    return {"engine": ENGINES[strategy], "optimizer_elements": held}
 
 
 def one(driver: str, strategy: str, work: Work, windows: int) -> tuple[Clock, dict[str, Any]]:
@@ -68,8 +32,7 @@ def one(driver: str, strategy: str, work: Work, windows: int) -> tuple[Clock, di
     gc.collect()
     dist.barrier()
     clock = work.clock(windows)
-    result = DRIVERS[driver](strategy, work, clock)
-    return clock, described(strategy, result)
+    return clock, DRIVERS[driver](strategy, work, clock)
 
 
 def why_not(driver: str, strategy: str, work: Work) -> tuple[str | None, dict[str, Any]]:
