@@ -44,16 +44,6 @@ class Plan:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """One key of the bare model's state_dict: a parameter's piece, a buffer, or a module's extra state."""
-
-    key: str
-    piece: Piece | None = None
-    buffer: tuple[nn.Module, str] | None = None
-    extra: nn.Module | None = None
-
-
-@dataclass(slots=True, eq=False)
 class Bare:
     """The model before it was wrapped.
 
@@ -61,12 +51,14 @@ class Bare:
         model: the bare model.
         parameters: its own parameter objects by name, of tied ones the first name.
         places: for each of them every module and attribute that it stands at.
+        layout: every module with the names of its own parameters, None where there is none.
         keys: what its state_dict holds, in its order: key -> parameter's name, buffer's place, or module.
     """
 
     model: nn.Module
     parameters: dict[str, nn.Parameter]
     places: dict[str, list[tuple[nn.Module, str]]]
+    layout: list[tuple[nn.Module, dict[str, str | None]]] = field(default_factory=list)
     keys: dict[str, str | tuple[nn.Module, str] | nn.Module] = field(default_factory=dict)
 
     @classmethod
@@ -76,9 +68,14 @@ class Bare:
         names = {id(parameter): name for name, parameter in parameters.items()}
         bare = cls(model, parameters, {name: [] for name in parameters})
         for module in model.modules():
-            for attribute, parameter in module._parameters.items():
-                if parameter is not None:
-                    bare.places[names[id(parameter)]].append((module, attribute))
+            own = {
+                attribute: None if parameter is None else names[id(parameter)]
+                for attribute, parameter in module._parameters.items()
+            }
+            bare.layout.append((module, own))
+            for attribute, name in own.items():
+                if name is not None:
+                    bare.places[name].append((module, attribute))
         bare.keys = dict(bare._find_keys(names))
         return bare
 
@@ -95,6 +92,17 @@ class Bare:
                     yield dot + attribute, (module, attribute)
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 yield f"{dot}_extra_state", module
+
+    def restore(self) -> None:
+        """Puts the model's own parameters back where they were, in their order."""
+        for module, own in self.layout:
+            for attribute in own:
+                vars(module).pop(attribute, None)
+            module._parameters.clear()
+            for attribute, name in own.items():
+                module._parameters[attribute] = None if name is None else self.parameters[name]
+            for mark in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+                vars(module).pop(mark, None)
 
     def empty(self, name: str) -> None:
         """Lets go of a parameter's memory; the object stays, for the time after the run."""
@@ -118,11 +126,11 @@ class Engine(Protocol):
     def pending(self, piece: Piece) -> Tensor | None:
         """This rank's own gradient of micro-batches that were not reduced yet, whole; None where there is none."""
 
-    def forget_pending(self) -> None:
-        """Drops what `pending` gives."""
+    def reduced(self, piece: Piece) -> Tensor | None:
+        """This rank's elements, flat, of the gradient that was reduced already; None where there is none."""
 
-    def set_gradient(self, holder: Tensor, gradient: Tensor | None) -> None:
-        """Sets the reduced gradient of a holder, which the next backward passes add to."""
+    def set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Sets the reduced gradients, of whole tensors by name; the next backward passes add to them."""
 
     def rest(self) -> None:
         """Every unit's weights in their sharded form."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from drivetrain_plugins.strategy.fsdp.blocks import inner_first
 from drivetrain_plugins.strategy.fsdp.engine import Bare, Plan
-from drivetrain_plugins.strategy.fsdp.shards import Piece, agree_on_spans
+from drivetrain_plugins.strategy.fsdp.shards import Piece, agree_on_spans, like_holder, part
 
 # The module, whose name in its package is that of a function of it.
 _contract: Any = importlib.import_module("torch.distributed._composable.contract")
@@ -93,7 +93,9 @@ class Second:
         for name, held in holders.items():
             shared = name in agreed
             found = agreed[name] if shared else [(0, held.numel())]
-            self.pieces[name] = Piece(name, held.shape, held, 0, found, group if shared else None)
+            self.pieces[name] = Piece(
+                name, held.shape, held, 0, found, group if shared else None, alone=not shared
+            )
 
     def synchronise(self, last: bool) -> AbstractContextManager[Any]:
         """Sets whether the next backward pass reduces; there is no context to enter."""
@@ -120,16 +122,23 @@ class Second:
                 return found
         return None
 
-    def forget_pending(self) -> None:
+    def _forget_pending(self) -> None:
         """Drops the gradients that wait."""
         for record in self._sharded():
             record.unsharded_accumulated_grad = None
             if hasattr(record, "_unsharded_param"):
                 record._unsharded_param.grad = None
 
-    def set_gradient(self, holder: Tensor, gradient: Tensor | None) -> None:
-        """`.grad` of the sharded parameter: the engine adds to it."""
-        holder.grad = gradient
+    def reduced(self, piece: Piece) -> Tensor | None:
+        """`.grad` of the sharded parameter."""
+        return None if piece.holder.grad is None else part(piece, piece.holder.grad)
+
+    def set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Sets `.grad` of the sharded parameters, which the engine adds to."""
+        self._forget_pending()
+        for name, piece in self.pieces.items():
+            given = gradients.get(name)
+            piece.holder.grad = None if given is None else like_holder([(piece, given)], piece.holder.dtype)
 
     def rest(self) -> None:
         """Every unit's weights in their sharded form, also after an error in the middle of a step."""
@@ -142,11 +151,7 @@ class Second:
         for module in list(self.bare.model.modules()):
             if isinstance(module, FSDPModule):
                 _strip(module)
-            for mark in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
-                vars(module).pop(mark, None)
-        for name, places in self.bare.places.items():
-            for module, attribute in places:
-                module._parameters[attribute] = self.bare.parameters[name]
+        self.bare.restore()
 
 
 def _rows(holder: DTensor, plan: Plan) -> tuple[int, int]:

@@ -26,6 +26,7 @@ class Piece:
         offset: where in the holder's local elements this piece begins.
         spans: for each rank of the shard group the range of the whole's elements that it keeps.
         group: the ranks that share one copy; None where every rank keeps it whole.
+        alone: whether the engine leaves it alone, so that the strategy averages its gradient.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Piece:
     offset: int
     spans: list[tuple[int, int]]
     group: dist.ProcessGroup | None
+    alone: bool = False
 
     @property
     def rank(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drivetrain.errors import CheckpointError
 from drivetrain_plugins.strategy.fsdp.engine import Engine
-from drivetrain_plugins.strategy.fsdp.shards import gather, like_holder, local, part, slice_of
+from drivetrain_plugins.strategy.fsdp.shards import gather, local, part, slice_of
 
 
 def weights_out(engine: Engine, everywhere: bool) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _some(names: list[str]) -> str:
 def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
     """The gradients of an unfinished accumulation, averaged over the ranks, whole. A collective."""
     mine = {
-        name: (piece.holder.grad is not None, engine.pending(piece) is not None)
+        name: (engine.reduced(piece) is not None, engine.pending(piece) is not None)
         for name, piece in engine.pieces.items()
     }
     told: list[dict[str, tuple[bool, bool]]] = [{} for _ in range(dist.get_world_size())]
@@ -105,9 +105,9 @@ def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
         waiting = any(of_rank[name][1] for of_rank in told)
         whole: Tensor | None = None
         if reduced:
-            grad = piece.holder.grad
             begin, end = piece.span
-            elements = part(piece, grad) if grad is not None else local(piece.holder).new_zeros(end - begin)
+            found_here = engine.reduced(piece)
+            elements = local(piece.holder).new_zeros(end - begin) if found_here is None else found_here
             whole = gather(piece, elements, everywhere)
             if piece.group is None and whole is not None:
                 whole = _averaged(whole, piece.holder.device)
@@ -129,16 +129,3 @@ def _averaged(tensor: Tensor, device: torch.device) -> Tensor:
     averaged = tensor.to(device, copy=True)
     dist.all_reduce(averaged)
     return (averaged / dist.get_world_size()).cpu()
-
-
-def gradients_in(engine: Engine, gradients: Mapping[str, Tensor]) -> None:
-    """Sets this rank's part of the gradients, and clears those that are not given."""
-    engine.forget_pending()
-    of_holder: dict[int, list[Any]] = {}
-    for piece in engine.pieces.values():
-        of_holder.setdefault(id(piece.holder), []).append(piece)
-    for pieces in of_holder.values():
-        holder = pieces[0].holder
-        given = [(piece, gradients[piece.name]) for piece in pieces if piece.name in gradients]
-        made = like_holder(given, holder.dtype) if given else None
-        engine.set_gradient(holder, made)

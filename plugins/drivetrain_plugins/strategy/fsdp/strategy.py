@@ -85,7 +85,7 @@ class FSDPStrategy:
         if optimizer is not None:
             self.binding = Binding(optimizer, model)
         self.engine = self._engine(model, trained)
-        self.replicated = [p.holder for p in self.engine.pieces.values() if p.group is None]
+        self.replicated = [p.holder for p in self.engine.pieces.values() if p.alone]
         if optimizer is None or scheduler is None or self.binding is None:
             return Prepared(self.wrapped, None, None)
         self.optimizer = self.binding.build(self.engine.pieces)
@@ -197,7 +197,7 @@ class FSDPStrategy:
             return
         assert self.binding is not None
         self.binding.state_in(state)
-        states.gradients_in(engine, state.gradients)
+        engine.set_gradients(state.gradients)
         if self.scaler is not None and state.loss_scale is not None:
             self.scaler.load_state_dict(state.loss_scale)
 
@@ -240,6 +240,10 @@ class FSDPStrategy:
 
 def new_engine(version: int) -> Engine:
     """The generation's engine."""
+    if version == 1:
+        from drivetrain_plugins.strategy.fsdp.first import First
+
+        return First()
     from drivetrain_plugins.strategy.fsdp.second import Second
 
     return Second()
