@@ -63,6 +63,14 @@ class Output(TrainerBase):
         """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""
         self.save_model(folder, _internal_call=True)
 
+    def save_description(self, folder: str) -> None:
+        """The configuration and the tokenizer, for a checkpoint whose weights every process writes a part of."""
+        config = getattr(self.model, "config", None)
+        for described in (config, getattr(self.model, "generation_config", None), self.tokenizer):
+            save_pretrained = getattr(described, "save_pretrained", None)
+            if callable(save_pretrained):
+                save_pretrained(folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Writes weights, configuration and tokenizer. Override it for your own files.
 

@@ -71,13 +71,15 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
     note_best(trainer, folder, metrics)
     contents = gather(trainer, run)
     spared = run.state.best_model_checkpoint
+    assert contents.train_state is not None
+    spread = contents.train_state.spread
 
     def write() -> str:
         try:
             save_checkpoint(
                 folder,
                 contents,
-                save_model=trainer.save_into_checkpoint,
+                save_model=trainer.save_description if spread else trainer.save_into_checkpoint,
                 rank=run.processes.rank,
                 world_size=run.processes.world_size,
                 barrier=run.processes.barrier,
@@ -91,7 +93,6 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
             rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
         return folder
 
-    assert contents.train_state is not None
     if trainer.writer is None:
         trainer.snapshot = contents.train_state
         try:

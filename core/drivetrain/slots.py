@@ -152,6 +152,9 @@ class TrainState:
         gradients: parameter name -> gradient of an unfinished accumulation; empty between updates.
         loss_scale: the scaler's state, or None.
         optimizer_extra: keys of the optimizer's state_dict besides `state` and `param_groups`.
+        spread: whether each rank holds (whole) tensors of a part of the names only, and writes them by itself;
+            `groups`, `loss_scale`, `optimizer_extra` and what of the weights is no tensor are rank 0's. Else rank 0
+            holds everything.
     """
 
     weights: dict[str, torch.Tensor]
@@ -160,6 +163,7 @@ class TrainState:
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     loss_scale: dict[str, Any] | None = None
     optimizer_extra: dict[str, Any] = field(default_factory=dict)
+    spread: bool = False
 
 
 class Strategy(Protocol):
@@ -193,7 +197,8 @@ class Strategy(Protocol):
         """Gathers nested tensors from all ranks along dimension 0, in rank order; all ranks get them."""
 
     def state_out(self, weights_only: bool = False) -> TrainState:
-        """The canonical state. A collective: every rank calls it; what rank 0 gets is written."""
+        """The canonical state. A collective: every rank calls it; what rank 0 gets is written, or of a state that is
+        `spread` what each gets. Weights alone are never spread."""
 
     def state_in(self, state: TrainState) -> None:
         """Sets the canonical state. Weights alone where `groups` is empty."""

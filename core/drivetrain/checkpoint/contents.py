@@ -7,6 +7,7 @@
         gradients.safetensors                 of an unfinished accumulation
         scheduler.json, scheduler.safetensors
         random-RANK.json, random-RANK.safetensors
+        model-NUMBER-of-..., optimizer-RANK.*, gradients-RANK.safetensors   of a state that is spread over the ranks
         trainer_state.json                    the documented file
         training_args.json                    without tokens
         run.json, run.safetensors             plugins, versions, configuration, position in the data, loss

@@ -24,6 +24,7 @@ from drivetrain.checkpoint.contents import (
 from drivetrain.checkpoint.manifest import FileRecord, read_manifest, validate
 from drivetrain.checkpoint.randomness import RandomState
 from drivetrain.checkpoint.serialize import unpack
+from drivetrain.checkpoint.spread import gradients_name, optimizer_stem, ranks_of
 from drivetrain.checkpoint.tensors import read_tensors, unreadable
 from drivetrain.checkpoint.weights import read_weights, with_tied
 from drivetrain.errors import CheckpointError
@@ -164,6 +165,15 @@ def _train_state(source: _Folder, model: torch.nn.Module | None) -> TrainState |
         weights = with_tied(model.state_dict(), weights)
     parts = source.packed(OPTIMIZER, ("state", "groups", "extra", "loss_scale"))
     gradients = source.tensors(GRADIENTS)
+    for rank in ranks_of(source.files):
+        of_rank = source.packed(optimizer_stem(rank), ("state",))["state"]
+        if not isinstance(of_rank, dict) or not isinstance(parts["state"], dict):
+            raise CheckpointError(
+                f"The file {source.folder}/{optimizer_stem(rank)}.json does not hold an optimizer's state; "
+                "resume from an earlier checkpoint."
+            )
+        parts["state"].update(of_rank)
+        gradients.update(source.tensors(gradients_name(rank)))
     for name, gradient in gradients.items():
         weight = weights.get(name)
         if weight is not None and gradient.shape != weight.shape:

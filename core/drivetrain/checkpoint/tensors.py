@@ -133,6 +133,19 @@ def read_header(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise CheckpointError(unreadable(path, error)) from error
 
 
+def data_bytes(path: str) -> int:
+    """Bytes of the tensors in a file, its header left out.
+
+    Raises:
+        CheckpointError: the file is missing, or too short to have a header.
+    """
+    try:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size - 8 - int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise CheckpointError(unreadable(path, error)) from error
+
+
 def unreadable(path: str, error: Exception) -> str:
     """The sentence for a file that cannot be read."""
     if isinstance(error, FileNotFoundError) or not os.path.lexists(path):

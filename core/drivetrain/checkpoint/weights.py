@@ -93,7 +93,7 @@ def write_weights(
     """
     whole, tied, other = split(weights)
     limit = parse_size(max_shard_size)
-    records = _write_other(folder, other)
+    records = write_other(folder, other)
     shards = _shards(whole, limit)
     metadata = {"format": "pt"}
     if tied:
@@ -114,7 +114,7 @@ def write_weights(
 def write_exact(folder: str, weights: Mapping[str, Any]) -> dict[str, FileRecord]:
     """Writes the whole state_dict to `weights.safetensors`, beside what somebody else wrote."""
     whole, tied, other = split(weights)
-    records = _write_other(folder, other)
+    records = write_other(folder, other)
     metadata = {"format": "pt", "tied": json.dumps(tied)}
     records[EXACT] = tensor_files.write_tensors(os.path.join(folder, EXACT), whole, metadata)
     return records
@@ -331,7 +331,8 @@ def _shards(whole: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, tor
     return shards
 
 
-def _write_other(folder: str, other: Mapping[str, Any]) -> dict[str, FileRecord]:
+def write_other(folder: str, other: Mapping[str, Any]) -> dict[str, FileRecord]:
+    """Writes what of a state_dict is not a tensor (`get_extra_state`) to `model_extra.json`."""
     if not other:
         return {}
     found: dict[str, torch.Tensor] = {}

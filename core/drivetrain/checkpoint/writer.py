@@ -29,6 +29,7 @@ from drivetrain.checkpoint.contents import (
 from drivetrain.checkpoint.manifest import MANIFEST, FileRecord, seal
 from drivetrain.checkpoint.plain import plain
 from drivetrain.checkpoint.randomness import RandomState
+from drivetrain.checkpoint.spread import join_parts, write_part, write_weights_part
 from drivetrain.checkpoint.tensors import nbytes, write_tensors
 from drivetrain.checkpoint.weights import holds, write_exact, write_weights
 from drivetrain.errors import CheckpointError
@@ -53,15 +54,17 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint. A collective: every rank calls it.
 
-    Rank 0 writes everything but the other ranks' random states, which they write themselves. What stands at
-    `folder` already is replaced at once when the new one is whole.
+    Rank 0 writes everything but the other ranks' random states, which they write themselves, as they do with
+    their parts of a state that is spread. What stands at `folder` already is replaced at once when the new one is
+    whole.
 
     Args:
         folder: its place, `.../checkpoint-STEP`.
-        contents: what to save. On ranks other than 0 only `random` is looked at.
+        contents: what to save. On ranks other than 0 only `random` and a spread `train_state` are looked at.
         save_model: writes weights (and a tokenizer, a configuration, ...) into the folder it is given, and
             may return the records of `write_model`. Weights of `contents.train_state` that it leaves out, or
-            changes, are saved beside. Without it they are written as `model.safetensors`.
+            changes, are saved beside. Without it they are written as `model.safetensors`. Of a spread state it
+            writes all but the weights.
         rank, world_size: of this process.
         barrier: waits for all ranks.
         agree: tells whether all ranks gave True, and waits for them. With it, the failure of one rank is an
@@ -78,7 +81,7 @@ def save_checkpoint(
         if rank == 0:
             _save_first(folder, contents, save_model, world_size, barrier)
         else:
-            _save_other(folder, contents, rank, barrier)
+            _save_other(folder, contents, rank, world_size, barrier)
         failed = False
     finally:
         if agree is not None:
@@ -99,7 +102,8 @@ def _save_first(
     waits = [barrier] * (3 if world_size > 1 else 0)  # the others wait as often, whatever happens here
     temporary = files.beside(folder, "tmp")
     state = contents.train_state
-    needed = 0 if state is None else bytes_needed(state)
+    spread = state is not None and state.spread
+    needed = 0 if state is None else bytes_needed(state) * (world_size if spread else 1)
     try:
         with files.one_sentence(folder, needed, temporary):
             try:
@@ -121,6 +125,8 @@ def _save_first(
                     ", ".join(map(str, missing)),
                     os.path.basename(folder),
                 )
+            if spread:
+                records |= join_parts(temporary, world_size)
             seal(temporary, records)
             files.replace_tree(temporary, folder)
     finally:
@@ -128,7 +134,9 @@ def _save_first(
             _wait(waits)
 
 
-def _save_other(folder: str, contents: CheckpointContents, rank: int, barrier: Callable[[], Any]) -> None:
+def _save_other(
+    folder: str, contents: CheckpointContents, rank: int, world_size: int, barrier: Callable[[], Any]
+) -> None:
     waits = [barrier] * 3
     shared = False
     try:
@@ -138,6 +146,8 @@ def _save_other(folder: str, contents: CheckpointContents, rank: int, barrier: C
         if shared:
             try:
                 _write_random(found[0], contents, rank)
+                if contents.train_state is not None and contents.train_state.spread:
+                    write_part(found[0], contents.train_state, rank, world_size)
             except OSError as error:
                 raise CheckpointError(files.failure(folder, 0, error)) from error
     finally:
@@ -158,7 +168,7 @@ def _write(
     folder: str, contents: CheckpointContents, save_model: Callable[[str], Any] | None, world_size: int
 ) -> dict[str, FileRecord]:
     state = contents.train_state
-    records = _write_weights(folder, state, save_model)
+    records = _write_weights(folder, state, save_model, world_size)
     if state is not None:
         records |= write_train_state(folder, state)
     if contents.scheduler is not None:
@@ -178,8 +188,12 @@ def _write(
 
 
 def _write_weights(
-    folder: str, state: TrainState | None, save_model: Callable[[str], Any] | None
+    folder: str, state: TrainState | None, save_model: Callable[[str], Any] | None, world_size: int
 ) -> dict[str, FileRecord]:
+    if state is not None and state.spread:
+        if save_model is not None:
+            save_model(folder)
+        return write_weights_part(folder, state, 0, world_size)
     if save_model is None:
         return write_weights(folder, state.weights) if state is not None else {}
     made = save_model(folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,54 @@ def agree(ok: bool) -> bool:
     flag = torch.tensor(int(ok))
     dist.all_reduce(flag, op=dist.ReduceOp.MIN)
     return bool(flag)
+
+
+def spread(folder: str, together: dict[str, Any]) -> None:
+    """Each rank writes the parameters it holds; the checkpoint reads as if one rank had written it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    names = [["a", "tied", "c"], ["b"]][rank]
+    a = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": a, "tied": a, "b": torch.arange(4.0), "c": torch.tensor([7])}
+    groups = [{"lr": 0.1, "params": ["a", "b"]}] if rank == 0 else []
+    mine = TrainState(
+        weights={name: tensors[name] for name in names} | ({"extra": {"seen": 3}} if rank == 0 else {}),
+        optimizer={name: {"exp_avg": tensors[name] + 1} for name in names if name in "ab"},
+        groups=groups,
+        gradients={name: tensors[name] + 2 for name in names if name in "ab"},
+        spread=True,
+    )
+
+    def describe(folder: str) -> None:
+        Path(folder, "config.json").write_text("{}")
+
+    contents = CheckpointContents(mine, trainer_state={"global_step": 3})
+    save_checkpoint(folder, contents, save_model=describe, agree=agree, **together)
+    assert validate(folder) is None
+    found = sorted(os.listdir(folder))
+    assert [name for name in found if name.startswith(("model", "optimizer", "gradients", "part"))] == [
+        "gradients-1.safetensors",
+        "gradients.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "model_extra.json",
+        "optimizer-1.json",
+        "optimizer-1.safetensors",
+        "optimizer.json",
+        "optimizer.safetensors",
+    ]
+    index = json.loads(Path(folder, "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 6 * 4 + 4 * 4 + 8
+    assert index["weight_map"]["b"] == "model-00002-of-00002.safetensors"
+    state = load_checkpoint(folder, rank, world).train_state
+    assert state is not None
+    assert state.weights.keys() == {"a", "tied", "b", "c", "extra"}
+    assert all(torch.equal(state.weights[name], tensors[name]) for name in tensors)
+    assert state.weights["extra"] == {"seen": 3}
+    assert state.optimizer.keys() == state.gradients.keys() == {"a", "b"}
+    assert torch.equal(state.optimizer["b"]["exp_avg"], tensors["b"] + 1)
+    assert torch.equal(state.gradients["b"], tensors["b"] + 2)
+    assert state.groups == [{"lr": 0.1, "params": ["a", "b"]}]
 
 
 def main() -> None:
@@ -63,6 +114,8 @@ def main() -> None:
     assert ("is full" in refused[1]) == (rank == 0), refused
     assert ("whose message says why" in refused[1]) == (rank != 0), refused
     assert os.listdir(output) == ["checkpoint-1"]
+    dist.barrier()
+    spread(os.path.join(output, "spread", "checkpoint-3"), together)
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.write(f"rank {rank} done\n")
