@@ -172,6 +172,8 @@ def evaluation_loop(
     if args.past_index >= 0:
         trainer._past = None
 
+    # What several ranks gave has waited for the device already, and would fill it W times as fast.
+    moved_every = args.eval_accumulation_steps or (1 if world > 1 else None)
     losses = _Kept()
     loss_rows: list[int] = []
     kept: dict[str, _Kept] = {"logits": _Kept(), "labels": _Kept(), "inputs": _Kept()}
@@ -208,7 +210,7 @@ def evaluation_loop(
             progress.done, progress.rows = step, progress.rows + mine
             trainer.fire_prediction_step()
 
-            if args.eval_accumulation_steps is not None and step % args.eval_accumulation_steps == 0:
+            if moved_every is not None and step % moved_every == 0:
                 for results in (losses, *kept.values()):
                     results.move()
     finally:
