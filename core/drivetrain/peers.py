@@ -14,7 +14,16 @@ from contextlib import contextmanager
 from drivetrain.errors import DrivetrainError, ProcessError
 
 # What marks an error as the backend's own, and not somebody's who has a socket too.
-_MARKS = ("/gloo/", "gloo::", "NCCL", "nccl", "ProcessGroup", "torch/csrc/distributed", "monitoredBarrier")
+_MARKS = (
+    "/gloo/",
+    "gloo::",
+    "pair closure",
+    "NCCL",
+    "nccl",
+    "ProcessGroup",
+    "torch/csrc/distributed",
+    "monitoredBarrier",
+)
 _LATE = ("timed out", "timeout", "time out")
 
 _tell: Callable[[str], None] | None = None
@@ -27,7 +36,7 @@ def connect(tell: Callable[[str], None] | None, ask: Callable[[], str | None] | 
 
     Args:
         tell: tells the others why this process fails.
-        ask: which rank has failed, and why; None where none has said so.
+        ask: a sentence that says which rank has failed or ended, and why; None where it is not known.
     """
     global _tell, _ask
     _tell, _ask = tell, ask
@@ -51,9 +60,9 @@ def lost(error: BaseException) -> ProcessError | None:
     """What an error of a backend's says of the other processes; None where it is no such error."""
     if not _is_backends(error):
         return None
-    reason = _ask() if _ask is not None else None
-    if reason is not None:
-        return ProcessError(f"Another process of this run has failed: {reason}")
+    known = _ask() if _ask is not None else None
+    if known is not None:
+        return ProcessError(known)
     if any(word in str(error).lower() for word in _LATE):
         return ProcessError(
             "Another process of this run does not answer within ddp_timeout: see what the others printed, and raise "
@@ -75,7 +84,11 @@ def watched() -> Iterator[None]:
 
 def _is_backends(error: BaseException) -> bool:
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available():
+    if (
+        distributed is None
+        or not distributed.is_available()
+        or (_ask is None and not distributed.is_initialized())
+    ):
         return False
     if isinstance(error, distributed.DistError):
         return True

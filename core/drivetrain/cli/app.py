@@ -19,11 +19,53 @@ _WORDS = typer.Argument(
     "--data.KEY, --plugins.NAME.KEY.",
     show_default=False,
 )
+_SEVERAL = "Several processes"
 _TRACEBACK = typer.Option("--traceback", help="Show the traceback of an error.")
+
+_NPROC = typer.Option(
+    "--nproc",
+    metavar="N|auto",
+    help="Run in N processes on this machine; auto: one a CUDA device.",
+    rich_help_panel=_SEVERAL,
+    show_default=False,
+)
+_NNODES = typer.Option(
+    "--nnodes",
+    metavar="N|MIN:MAX",
+    help="Machines, each of which runs this command.",
+    rich_help_panel=_SEVERAL,
+    show_default=False,
+)
+_RESTARTS = typer.Option(
+    "--max-restarts",
+    metavar="N",
+    help="How often all processes are started anew, from the last checkpoint, after one has failed.",
+    rich_help_panel=_SEVERAL,
+    show_default=False,
+)
+_ENDPOINT = typer.Option(
+    "--rdzv-endpoint",
+    metavar="HOST:PORT",
+    help="Where several machines meet: one of them, and a free port.",
+    rich_help_panel=_SEVERAL,
+    show_default=False,
+)
+_RDZV_ID = typer.Option(
+    "--rdzv-id",
+    metavar="NAME",
+    help="Names the run there; the same on all machines.",
+    rich_help_panel=_SEVERAL,
+    show_default=False,
+)
 
 Config = Annotated[str, _CONFIG]
 Words = Annotated[list[str] | None, _WORDS]
 Traceback = Annotated[bool, _TRACEBACK]
+Nproc = Annotated[str | None, _NPROC]
+Nnodes = Annotated[str | None, _NNODES]
+Restarts = Annotated[str | None, _RESTARTS]
+Endpoint = Annotated[str | None, _ENDPOINT]
+RdzvId = Annotated[str | None, _RDZV_ID]
 
 
 class _Command(TyperCommand):
@@ -91,10 +133,16 @@ def train(
     trace_hooks: Annotated[
         bool, typer.Option("--trace-hooks", help="Call every hook through pluggy, and print the calls.")
     ] = False,
+    nproc: Nproc = None,
+    nnodes: Nnodes = None,
+    max_restarts: Restarts = None,
+    rdzv_endpoint: Endpoint = None,
+    rdzv_id: RdzvId = None,
     traceback: Traceback = False,
 ) -> None:
     """Train the model that CONFIG.toml describes."""
-    _start("train", [config, *(words or [])], traceback, trace_hooks=trace_hooks)
+    several = (nproc, nnodes, max_restarts, rdzv_endpoint, rdzv_id)
+    _start("train", [config, *(words or [])], traceback, several, trace_hooks=trace_hooks)
 
 
 @app.command(cls=_Command, context_settings=_OPEN)
@@ -105,10 +153,16 @@ def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Whose weights; by default those that training left in output_dir.")
     ] = None,
+    nproc: Nproc = None,
+    nnodes: Nnodes = None,
+    max_restarts: Restarts = None,
+    rdzv_endpoint: Endpoint = None,
+    rdzv_id: RdzvId = None,
     traceback: Traceback = False,
 ) -> None:
     """Evaluate a trained model on the evaluation data."""
-    _start("evaluate", [config, *(words or [])], traceback, checkpoint=checkpoint)
+    several = (nproc, nnodes, max_restarts, rdzv_endpoint, rdzv_id)
+    _start("evaluate", [config, *(words or [])], traceback, several, checkpoint=checkpoint)
 
 
 @app.command(cls=_Command, context_settings=_OPEN)
@@ -119,21 +173,36 @@ def predict(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Whose weights; by default those that training left in output_dir.")
     ] = None,
+    nproc: Nproc = None,
+    nnodes: Nnodes = None,
+    max_restarts: Restarts = None,
+    rdzv_endpoint: Endpoint = None,
+    rdzv_id: RdzvId = None,
     traceback: Traceback = False,
 ) -> None:
     """Predict on the test data, and write what comes out into output_dir."""
-    _start("predict", [config, *(words or [])], traceback, checkpoint=checkpoint)
+    several = (nproc, nnodes, max_restarts, rdzv_endpoint, rdzv_id)
+    _start("predict", [config, *(words or [])], traceback, several, checkpoint=checkpoint)
 
 
 def _start(
     job: str,
     words: list[str],
     traceback: bool,
+    several: tuple[str | None, ...],
     *,
     checkpoint: Path | None = None,
     trace_hooks: bool = False,
 ) -> None:
     STATE.traceback = STATE.traceback or traceback
+    if any(word is not None for word in several):
+        from drivetrain.cli.launch import Launch, launch
+
+        command = [job, *words]
+        if checkpoint is not None:
+            command += ["--checkpoint", str(checkpoint)]
+        command += ["--trace-hooks"] * trace_hooks + ["--traceback"] * STATE.traceback
+        raise typer.Exit(launch(command, Launch(*several)))
     from drivetrain.cli.jobs import run
 
     run(job, words, checkpoint=checkpoint, trace_hooks=trace_hooks)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from drivetrain.errors import ConfigurationError, DrivetrainError
+from drivetrain.errors import ConfigurationError, DrivetrainError, ProcessError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-EXIT_CODE = 2
+EXIT_CODES: dict[type[DrivetrainError], int] = {DrivetrainError: 2, ProcessError: 3}
+"""What a command ends with: 3 where another process of the run failed and this one only lost it."""
 
 
 @dataclass(slots=True)
@@ -117,21 +118,23 @@ def complain(error: DrivetrainError) -> None:
     """The error, in one red line or a list, on standard error."""
     problems: tuple[str, ...] = error.problems if isinstance(error, ConfigurationError) else (str(error),)
     if len(problems) == 1:
-        lines = [f"Error: {problems[0]}"]
-    else:
-        lines = [f"{len(problems)} problems were found before the run began:"]
-        lines += [f"  - {problem}" for problem in problems]
+        complain_line(f"Error: {problems[0]}")
+        return
+    complain_line(f"{len(problems)} problems were found before the run began:")
+    for problem in problems:
+        complain_line(f"  - {problem}")
+
+
+def complain_line(line: str) -> None:
+    """One line on standard error, red where that is a terminal."""
     if sys.stderr.isatty():
-        out = console(stderr=True)
-        for line in lines:
-            out.print(line, style="red", markup=False)
+        console(stderr=True).print(line, style="red", markup=False)
     else:
-        for line in lines:
-            print(line, file=sys.stderr)
+        print(line, file=sys.stderr)
 
 
 def clean_errors(function: Function) -> Function:
-    """Ends a command whose error is ours with one sentence and exit code 2, not with a traceback."""
+    """Ends a command whose error is ours with one sentence and an exit code, not with a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -142,7 +145,10 @@ def clean_errors(function: Function) -> Function:
         except DrivetrainError as error:
             if STATE.traceback:
                 raise
+            from drivetrain import peers
+
+            peers.failed(error)
             complain(error)
-            raise typer.Exit(EXIT_CODE) from error
+            raise typer.Exit(EXIT_CODES.get(type(error), EXIT_CODES[DrivetrainError])) from error
 
     return wrapped  # type: ignore[return-value]  # the same signature, as functools.wraps says

@@ -62,6 +62,9 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         raise ConfigurationError(
             f"{config.path} sets do_train, do_eval and do_predict to false, so there is nothing to do."
         )
+    from drivetrain.resolve import resolve
+
+    plan = resolve(args, settings=settings.load())  # every problem, before anything is built
     if job.train:
         refuse_overwriting(args)
     elif checkpoint is None:
@@ -70,9 +73,6 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         raise ConfigurationError(
             f"There is no folder {checkpoint}; --checkpoint names one that holds weights."
         )
-    from drivetrain.resolve import resolve
-
-    plan = resolve(args, settings=settings.load())  # every problem, before anything is built
     named = build.find(config)
     from drivetrain.seeding import set_seed
 
@@ -216,8 +216,11 @@ def refuse_overwriting(args: TrainingArguments) -> None:
         CheckpointError: the run is to go on from a checkpoint that is not there.
     """
     from drivetrain.checkpoint import last_checkpoint
+    from drivetrain.processes import current
     from drivetrain.saving import checkpoint_at, none_to_resume
 
+    if current(args).attempt > 0:
+        return  # started anew: what stands there is this launch's own, or was judged at its first start
     resume = args.resume_from_checkpoint
     if isinstance(resume, str):
         checkpoint_at(resume)

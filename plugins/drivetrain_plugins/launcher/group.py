@@ -143,7 +143,7 @@ def _nodes_before() -> bool:
     It is noted beside the agent's own files, which it deletes when it ends.
     """
     nodes, path = os.environ.get("GROUP_WORLD_SIZE"), os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not nodes or not path:
+    if not nodes or not path or len(Path(path).parents) < 3:
         return False
     note = Path(path).parents[2] / f"drivetrain-nodes-{os.environ.get('LOCAL_RANK', '0')}"
     try:

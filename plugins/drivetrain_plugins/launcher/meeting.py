@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import selectors
 import socket
@@ -59,7 +60,7 @@ def listen(port: int) -> socket.socket:
         return socket.create_server(("", port), backlog=1024)
     except OSError as error:
         raise ConfigurationError(
-            f"Port {port}, at which rank 0 waits for the others, cannot be had ({error.strerror}): set "
+            f"Port {port}, at which rank 0 waits for the others, cannot be had ({os.strerror(error.errno or 0)}): set "
             "MASTER_PORT to a free one."
         ) from error
 

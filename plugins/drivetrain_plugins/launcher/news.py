@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any
 
+from drivetrain_plugins.launcher.meeting import ranks
+
 _LONGEST = 500  # characters of a reason
 _SENT = 5.0  # seconds for a line to be taken
 _HEARD = 1.0  # how long news may come after the backend's error
@@ -45,15 +47,31 @@ class News:
     def tell(self, reason: str) -> None:
         """Says that this rank fails, and why."""
         with self._changed:
-            self._send({"failed": [self.rank, f"by {reason[:_LONGEST]}"]})
+            self._send({"failed": [self.rank, reason[:_LONGEST]]})
 
     def failure(self) -> str | None:
-        """The rank that failed first, and why; waits a little, since the backend may have been quicker."""
+        """Which rank failed or ended first, and why, in a sentence; None where all are well as far as is known.
+
+        Waits a little, since the backend may have been quicker.
+        """
         end = time.monotonic() + _HEARD
         with self._changed:
             while self._failure is None and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-            return None if self._failure is None else f"rank {self._failure[0]} {self._failure[1]}"
+            if self._failure is not None:
+                rank, reason = self._failure
+                if reason:
+                    return f"Another process of this run has failed: rank {rank} by {reason}"
+                return (
+                    f"Another process of this run has ended: rank {rank}, without a word, as when it is killed or "
+                    "finds no memory."
+                )
+            if early := [rank for rank in sorted(self._ended) if rank != self.rank]:
+                return (
+                    f"Another process of this run has ended: {ranks(early)} came to the end of the script while this "
+                    "one still trains."
+                )
+            return None
 
     def wait_for_all(self, seconds: float) -> list[int]:
         """Says that this rank has come to the end, and waits for the others.
@@ -127,8 +145,8 @@ class News:
 
     def _note_end(self, rank: int) -> None:
         self._ended.add(rank)
-        if self.rank == 0 and not self._missing():
-            self._send({"ended": list(range(self.size))})
+        if self.rank == 0 and (len(self._ended) == 1 or not self._missing()):
+            self._send({"ended": sorted(self._ended)})
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.size) if rank not in self._ended]
