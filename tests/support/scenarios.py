@@ -6,10 +6,12 @@ Run by torchrun with a folder that holds `scenarios.json`, `{name: settings}`; w
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,32 @@ class Rich(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-MODELS = {
+class Wide(torch.nn.Module):
+    """A few megabytes of parameters, so that buckets of one fill."""
+
+    def __init__(self, normalised: bool = False) -> None:
+        super().__init__()
+        width = 16 if normalised else 512
+        norm: torch.nn.Module = torch.nn.BatchNorm1d(width) if normalised else torch.nn.Identity()
+        layers = [torch.nn.Linear(8, width), norm, torch.nn.ReLU()]
+        layers += [
+            torch.nn.Linear(width, width),
+            torch.nn.ReLU(),
+            torch.nn.Linear(width, width),
+            torch.nn.ReLU(),
+        ]
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(width, 3))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.layers(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+MODELS: dict[str, Any] = {
+    "wide": Wide,
+    "normalised": lambda: Wide(normalised=True),
     "rich": Rich,
     "untied": lambda: Rich(tied=False),
     "frozen": lambda: Rich(frozen=True),
@@ -80,11 +107,13 @@ class Look(TrainerCallback):
 
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {}
+        self.wrapped: Any = lambda: None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
             run = self.trainer.run  # type: ignore[attr-defined]
             self.seen = look(run)
+            self.wrapped = weakref.ref(run.model_wrapped)
 
 
 def look(run: Any) -> dict[str, Any]:
@@ -96,7 +125,10 @@ def look(run: Any) -> dict[str, Any]:
         if isinstance(value, torch.Tensor) and value.dim()
     )
     kinds = [f"{found.__module__}.{found.__name__}" for found in type(run.model_wrapped).__mro__]
+    logged = getattr(run.model_wrapped, "_get_ddp_logging_data", dict)()
     seen = {
+        "ddp": {key: value for key, value in logged.items() if isinstance(value, (str, int))},
+        "static_graph": getattr(run.model_wrapped, "static_graph", None),
         "wrapped": kinds,
         "optimizer": f"{type(run.optimizer).__module__}.{type(run.optimizer).__name__}",
         "inner": type(inner).__name__,
@@ -161,7 +193,11 @@ def run(folder: Path, name: str, settings: dict[str, Any], processes: int) -> di
     result["history"] = [row for row in history(trained) if "loss" in row or "eval_loss" in row]
     result["strategy"] = type(trained.run.strategy).__name__
     result["evaluated"] = trained.evaluate()["eval_loss"]
-    # The bare model, used as anybody would.
+    gc.collect()
+    result["wrapper_left"] = seen.wrapped() is not None and seen.wrapped() is not bare
+    if processes > 1 and dist.get_rank() > 0:
+        return result
+    # The bare model, used as anybody would, on one rank alone.
     batch = torch.stack([row["x"] for row in rows(4)])
     labels = torch.tensor([row["labels"] for row in rows(4)])
     bare.zero_grad()
