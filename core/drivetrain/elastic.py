@@ -43,7 +43,12 @@ class Layout:
     @property
     def rows(self) -> int:
         """Rows an update, over all processes."""
-        return self.batch_size * self.split.world * self.batches
+        return self.global_batch * self.batches
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of a global batch, whoever runs how many of them."""
+        return self.batch_size * self.split.world
 
     def to_json(self) -> dict[str, int]:
         """For a checkpoint."""
@@ -129,11 +134,7 @@ def micro_batches(done: int, before: Layout | None, now: Layout, carries: bool) 
     """
     if before is None or before == now:
         return done
-    if (before.split.world, before.batches, before.batch_size) == (
-        now.split.world,
-        now.batches,
-        now.batch_size,
-    ):
+    if (before.global_batch, before.batches) == (now.global_batch, now.batches):
         return done // before.split.parts * now.split.parts
     if carries:
         raise CheckpointError(
