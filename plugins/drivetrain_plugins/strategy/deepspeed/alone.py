@@ -40,8 +40,9 @@ class Alone:
             self._set_rank = True
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+            store: Any = dist.HashStore()  # type: ignore[attr-defined]  # documented, though not listed
             dist.init_process_group(
-                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout)
+                backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout)
             )
             self._made = True
 

@@ -22,7 +22,8 @@ _ON_PARAMETERS = ("ds_", "_ds_", "_z3_", "_zero_optimizer", "_hp_", "_dp_group",
 _NAMED = frozenset({
     "grad_accum", "param_idx_in_group", "is_external_param", "nvme_swapper", "comm_dtype", "cpu_data",
     "get_full_hp_param", "get_full_hp_grad", "set_full_hp_param", "set_full_hp_grad", "load_hp_checkpoint_state",
-    "item", "aligned_size", "all_gather", "all_gather_coalesced", "partition", "reduce_gradients_at_owner", "partition_gradients",
+    "item", "aligned_size", "all_gather", "all_gather_coalesced", "partition", "reduce_gradients_at_owner",
+    "partition_gradients",
     "aggregate_gradients", "wait_all_gather", "padding_size", "partition_numel", "item_override",
     "convert_to_zero_parameters", "use_muon", "autocast_dtype",
 })  # fmt: skip

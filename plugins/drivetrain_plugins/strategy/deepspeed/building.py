@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +34,8 @@ class Built:
         scheduler: stepped by the strategy, never by the engine.
         per_evaluation: whether it is stepped after evaluations instead.
         names: names of the parameters of each group.
-        frozen: a finished optimizer's frozen parameters by group, which the engine does not get.
+        members: the parameters of each group, frozen ones as well, which the engine does not get.
+        earlier: the view of an earlier run, whose state this one goes on with.
     """
 
     engine: Any
@@ -42,7 +43,8 @@ class Built:
     scheduler: LRScheduler
     per_evaluation: bool
     names: list[list[str]]
-    members: list[list[Any]] = field(default_factory=list)
+    members: list[list[Any]]
+    earlier: EngineOptimizer | None
 
 
 def build(
@@ -63,6 +65,9 @@ def build(
         raise ConfigurationError(
             "Strategy 'deepspeed' has nothing to train: every parameter of the model is frozen."
         )
+    earlier = optimizer.finished if isinstance(optimizer.finished, EngineOptimizer) else None
+    if earlier is not None:  # of an earlier train(): built anew from what it was built from
+        optimizer = earlier.factory
     own = config.get("optimizer") is not None
     if own:
         groups = _groups_for_vendor(config, model, optimizer)
@@ -88,10 +93,12 @@ def build(
     if own:
         groups = _with_empty(engine.basic_optimizer, groups, members)
     _mend_adagrad(engine, groups, members)
-    view = EngineOptimizer(engine, groups)
+    view = EngineOptimizer(engine, groups, optimizer)
+    if earlier is not None and optimizer.finished is None:
+        _go_on(view, earlier)
     made, per_evaluation = _schedule(vendor, config, view, scheduler)
     sync_training_mode(engine, model)
-    return Built(engine, view, made, per_evaluation, names, members)
+    return Built(engine, view, made, per_evaluation, names, members, earlier)
 
 
 def build_for_inference(vendor: Any, config: Configuration, model: Model) -> Any:
@@ -147,6 +154,13 @@ def _with_empty(
         next(made) if any(p.requires_grad for p in of_group) else {**inner.defaults, **group, "params": []}
         for group, of_group in zip(groups, members, strict=True)
     ]
+
+
+def _go_on(view: EngineOptimizer, earlier: EngineOptimizer) -> None:
+    """The options of an earlier run's groups, learning rates as they were at its end among them."""
+    if len(view.param_groups) == len(earlier.param_groups):
+        for group, before in zip(view.param_groups, earlier.param_groups, strict=True):
+            group.update({key: value for key, value in before.items() if key != "params"})
 
 
 def _mend_adagrad(engine: Any, groups: list[dict[str, Any]], members: list[list[Any]]) -> None:

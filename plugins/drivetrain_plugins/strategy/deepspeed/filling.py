@@ -161,7 +161,10 @@ def _precision(config: Configuration, args: Any) -> Iterator[str]:
     if config.get("amp.enabled") == AUTO:
         config.remove("amp")
     elif config.on("amp"):
-        yield "deepspeed: amp.enabled is Apex's mixed precision, whose place torch's autocast took: set bf16=True or fp16=True."
+        yield (
+            "deepspeed: amp.enabled is Apex's mixed precision, whose place torch's autocast took: take it out, and set "
+            "bf16=True or fp16=True."
+        )
 
 
 def _match_all(config: Configuration, entries: Iterator[_Entry]) -> Iterator[str]:

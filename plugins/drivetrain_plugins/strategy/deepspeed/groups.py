@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from drivetrain.slots import OptimizerFactory
+
 
 class EngineOptimizer(torch.optim.Optimizer):
     """A view of the optimizer in the engine: schedules set its learning rates, logs read them.
@@ -13,14 +15,24 @@ class EngineOptimizer(torch.optim.Optimizer):
     DeepSpeed drops groups without parameters, and puts flat parts in place of the parameters. Here all groups
     stand, in their order; those with parameters are the very dicts that the engine's optimizer reads.
 
+    After the run the groups hold the model's own parameters again, and `kept` this process's share of the state,
+    with which a second `train()` goes on, as it does with one process.
+
     Args:
         engine: the engine, which alone steps.
         groups: all groups, in the order in which they were made.
+        factory: what the inner optimizer was built from.
+
+    Attributes:
+        inner: the optimizer in the engine.
+        kept: after the run, what it was cut by and the state of each flat row; None where there is none.
     """
 
-    def __init__(self, engine: Any, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, engine: Any, groups: list[dict[str, Any]], factory: OptimizerFactory) -> None:
         inner = engine.basic_optimizer
         self.inner = inner
+        self.factory = factory
+        self.kept: tuple[Any, list[dict[str, Any]]] | None = None
         super().__setstate__({"defaults": dict(inner.defaults), "param_groups": groups})
         self._opt_called = True  # what torch's schedulers ask for before their first step
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drivetrain_plugins.strategy.deepspeed.configuration import Configuration
-from drivetrain_plugins.strategy.deepspeed.filling import ADAM
 
+_OFFLOADED = {"adam": "cpu_adam", "adamw": "cpu_adam", "adagrad": "cpu_adagrad", "lion": "cpu_lion"}
+_FUSED = {"adam": "fused_adam", "adamw": "fused_adam", "lion": "fused_lion"}
 STALE_AFTER = 1800.0
 """Seconds after which a lock cannot be that of a compilation under way: one takes two minutes, or ten."""
 
@@ -20,11 +21,8 @@ def operators(config: Configuration) -> list[str]:
     kind = str(config.get("optimizer.type", "")).lower()
     if config.get("optimizer.params.torch_adam"):
         return []
-    if config.offloads("optimizer"):
-        return {**dict.fromkeys(ADAM, ["cpu_adam"]), "adagrad": ["cpu_adagrad"], "lion": ["cpu_lion"]}.get(
-            kind, []
-        )
-    return {**dict.fromkeys(ADAM, ["fused_adam"]), "lion": ["fused_lion"]}.get(kind, [])
+    compiled = _OFFLOADED if config.offloads("optimizer") else _FUSED
+    return [compiled[kind]] if kind in compiled else []
 
 
 def stale(names: list[str], now: float | None = None) -> Iterator[str]:

@@ -31,6 +31,7 @@ def state_out(pieces: Pieces, named: dict[str, Any], keep: bool) -> dict[str, di
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
+    pieces.relink()  # DeepSpeed links all groups after its first step of the first, when others have no state yet
     found: dict[str, dict[str, Any]] = {}
     for name, parameter in named.items():
         flat = pieces.flat_of(parameter)

@@ -86,7 +86,7 @@ class Pieces:
         return Piece(flat, int(there.start), int(here.start), int(here.numel))
 
     def relink(self) -> None:
-        """Tells DeepSpeed's own getters of state that was put in place."""
+        """Tells DeepSpeed's own getters where the optimizer's state is now."""
         if self.stage != 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()

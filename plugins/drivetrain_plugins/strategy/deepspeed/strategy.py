@@ -22,6 +22,7 @@ from drivetrain_plugins.strategy.deepspeed.building import Built, build, build_f
 from drivetrain_plugins.strategy.deepspeed.configuration import Configuration, read
 from drivetrain_plugins.strategy.deepspeed.filling import fill_from_arguments
 from drivetrain_plugins.strategy.deepspeed.gradients import gradients_in, gradients_out
+from drivetrain_plugins.strategy.deepspeed.groups import EngineOptimizer
 from drivetrain_plugins.strategy.deepspeed.loss_scale import LossScale
 from drivetrain_plugins.strategy.deepspeed.optimizer_state import groups_in, groups_out, state_in, state_out
 from drivetrain_plugins.strategy.deepspeed.pieces import Pieces
@@ -63,6 +64,7 @@ class DeepSpeedStrategy:
         self._built: Built | None = None
         self._together: Together | None = None
         self._unfinished = False
+        self._quiet = vendor.Quiet()
 
     @property
     def shows_gradients(self) -> bool:
@@ -86,6 +88,7 @@ class DeepSpeedStrategy:
         if not run.is_training and self.config.stage != 3:
             return  # the bare model is whole on every process
         self._vendor = vendor.load(run.device, run.args.get_process_log_level())
+        self._quiet.begin()
         self._alone = Alone(self._vendor)
         self._alone.begin(run.device, run.args.ddp_timeout or 1800)
         vendor.connect(self._vendor)
@@ -130,7 +133,7 @@ class DeepSpeedStrategy:
             model.to(policy.parameter)
         before = _state_of_finished(optimizer, model)
         self._built = built = build(self._vendor, run, config, model, optimizer, scheduler)
-        self._finished = optimizer.finished
+        self._finished = built.optimizer.factory.finished
         self.engine, self.optimizer, self.scheduler = built.engine, built.optimizer, built.scheduler
         if config.stage:
             self.pieces = Pieces(self.engine.optimizer, config.stage)
@@ -138,9 +141,41 @@ class DeepSpeedStrategy:
         if policy.loss_scale is not None and config.half is None:
             self._scale_loss(policy.loss_scale)
         if before is not None and self.pieces is not None:
-            groups_in(self.optimizer.param_groups, built.names, self.optimizer.inner, before)
             state_in(self.pieces, self._named(), before)
+        elif built.earlier is not None:
+            self._go_on(built.earlier)
         return Prepared(self.engine, self.optimizer, self.scheduler)
+
+    def _go_on(self, earlier: EngineOptimizer) -> None:
+        """A second `train()` goes on with this process's share of the state, where it is cut as it was."""
+        if self.pieces is None:
+            inner = self.optimizer.inner
+            if earlier.kept is not None and earlier.kept[0] == self._cut():
+                inner.state.update(zip(self._named().values(), earlier.kept[1], strict=True))
+        elif earlier.kept is not None and earlier.kept[0] == self._cut():
+            for row, state in zip(self.pieces.rows, earlier.kept[1], strict=True):
+                self.pieces.zero.optimizer.state[row] = state
+            self.pieces.relink()
+        earlier.kept = None
+
+    def _cut(self) -> Any:
+        """By what the optimizer's state is cut into this process's share."""
+        assert self._built is not None
+        rows = [row.numel() for row in self.pieces.rows] if self.pieces is not None else []
+        return self.config.stage, type(self.optimizer.inner), rows, self._built.names
+
+    def _keep(self) -> None:
+        """Leaves the view with the model's own parameters and this process's share of the state."""
+        assert self._built is not None
+        inner = self.optimizer.inner
+        if self.pieces is None:
+            shares = [inner.state.get(parameter, {}) for parameter in self._named().values()]
+        else:
+            shares = [self.pieces.state(number) for number in range(len(self.pieces.rows))]
+        self.optimizer.kept = self._cut(), [dict(share) for share in shares]
+        inner.state.clear()
+        for group, members in zip(self.optimizer.param_groups, self._built.members, strict=True):
+            group["params"] = members
 
     def _serve_halves(self) -> None:
         if self.config.half is not None:
@@ -277,9 +312,12 @@ class DeepSpeedStrategy:
         try:
             if self.engine is not None:
                 engine, self.engine = self.engine, None
-                assert self._before is not None and self._together is not None
+                assert self._before is not None
+                assert self._together is not None
                 together = self._together.here()
                 kept = self._state_for_finished(together)
+                if self._built is not None:
+                    self._keep()
                 take_back(engine, self.model, self.pieces, self._before, together)
                 self._give_back_finished(kept)
         finally:
@@ -287,17 +325,20 @@ class DeepSpeedStrategy:
             self.optimizer = self.scheduler = None
             if self._alone is not None:
                 self._alone.end()
+            self._quiet.end()
         return self.model
 
     def _state_for_finished(self, together: bool) -> dict[str, Any] | None:
-        if self._built is None or self._finished is None or not together or self.pieces is None:
+        if self._built is None or self._finished is None or not together:
             return None
+        if self.pieces is None:
+            return optimizer_state_out(self._finished, self._named().items())[0]
         return state_out(self.pieces, self._named(), keep=True)
 
     def _give_back_finished(self, states: dict[str, Any] | None) -> None:
         """An optimizer that was handed in holds the model's own parameters again, and its state of them."""
         built, finished = self._built, getattr(self, "_finished", None)
-        if built is None or finished is None or not self.config.stage:
+        if built is None or finished is None:
             return
         finished.state.clear()
         finished.param_groups[:] = self.optimizer.param_groups
@@ -323,9 +364,12 @@ def _label_names(run: Run) -> list[str]:
 
 def _state_of_finished(factory: OptimizerFactory, model: Model) -> TrainState | None:
     """What an optimizer that was handed in has gathered already."""
-    if factory.finished is None or not factory.finished.state:
+    finished = factory.finished
+    if isinstance(finished, EngineOptimizer):
+        finished = finished.factory.finished
+    if finished is None or not finished.state:
         return None
-    states, groups, extra = optimizer_state_out(factory.finished, model.named_parameters(), copy_tensors=True)
+    states, groups, extra = optimizer_state_out(finished, model.named_parameters(), copy_tensors=True)
     return TrainState({}, states, groups, optimizer_extra=extra)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=5)
 
 
 class Together:

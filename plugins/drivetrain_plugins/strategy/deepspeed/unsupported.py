@@ -23,7 +23,7 @@ _WHOLE_BLOCKS = {
 _TRUE = {
     "compile.deepcompile": "set torch_compile=True instead",
     "checkpoint.load_universal": "checkpoints are drivetrain's, which load at any number of processes as they are",
-    "zero_optimization.offload_optimizer.super_offload": "its optimizer cannot be saved by parameter name; leave it out",
+    "zero_optimization.offload_optimizer.super_offload": "it cannot be saved by parameter name; leave it out",
 }
 _OWN_CHECKPOINTS = ("checkpoint", "zero_optimization.elastic_checkpoint", "nebula", "datastates_ckpt")
 
@@ -51,7 +51,10 @@ def problems(config: Configuration, on_cuda: bool) -> Iterator[str]:
     if config.get("zero_optimization.zenflow") is not None:
         yield "deepspeed: zero_optimization.zenflow cannot be used here: its update lags behind; leave it out."
     if config.get("managed_gradient_accumulation") is False:
-        yield "deepspeed: managed_gradient_accumulation=false cannot be used here: the trainer says when an update is due; leave it out."
+        yield (
+            "deepspeed: managed_gradient_accumulation=false cannot be used here: the trainer says when an update is "
+            "due; leave it out."
+        )
     if config.get("sequence_parallel_size", 1) not in (None, 1):
         yield "deepspeed: sequence_parallel_size cannot be used here: every process has rows of its own; leave it out."
     for what in ("optimizer", "param"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from drivetrain.errors import ConfigurationError
 
 _ACCELERATOR = "DS_ACCELERATOR"
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
+# torch's newest names for what DeepSpeed calls at every step by the older ones.
+_RENAMED = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 
 
 def load(device: torch.device, level: int) -> Any:
@@ -78,3 +81,28 @@ def disconnect(vendor: Any) -> None:
     """Ends the process group through DeepSpeed, which then drops the groups that it made of it."""
     vendor.comm.destroy_process_group()
     vendor.comm.comm.cdb = None
+
+
+def _not_of_untested(record: logging.LogRecord) -> bool:
+    """The optimizer has been tried out; DeepSpeed only knows its own list."""
+    return "untested optimizer" not in str(record.msg)
+
+
+class Quiet:
+    """Leaves out what torch has to say to DeepSpeed's authors, from `begin` to `end`, and what is known here."""
+
+    def __init__(self) -> None:
+        self._filter: Any = None
+
+    def begin(self) -> None:
+        """Adds a filter of warnings."""
+        warnings.filterwarnings("ignore", _RENAMED, FutureWarning)
+        self._filter = warnings.filters[0]
+        logging.getLogger("DeepSpeed").addFilter(_not_of_untested)
+
+    def end(self) -> None:
+        """Takes it out again."""
+        if self._filter is not None and self._filter in warnings.filters:
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
+        self._filter = None
+        logging.getLogger("DeepSpeed").removeFilter(_not_of_untested)

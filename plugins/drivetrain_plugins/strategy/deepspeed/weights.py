@@ -97,7 +97,7 @@ def _into_parts(model: Model, weights: dict[str, Tensor], rank: int) -> None:
                 f"this {type(model).__name__}; build the model as it was when it was saved."
             )
     done: set[int] = set()
-    for name, value in own.items():
+    for value in own.values():
         if not isinstance(value, Tensor) or id(value) in done:
             continue
         done.add(id(value))
