@@ -40,6 +40,7 @@ class TrainerBase:
     model: Any
     model_wrapped: Any
     tokenizer: Any
+    model_init: Callable[..., Any] | None
     data_collator: Callable[[list[Any]], Any]
     train_dataset: Any
     eval_dataset: Any
@@ -103,6 +104,9 @@ class TrainerBase:
         label_names: list[str]
 
         def log(self, logs: dict[str, float]) -> None:
+            """In trainer.py."""
+
+        def _build_model(self, trial: Any) -> None:
             """In trainer.py."""
 
         def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:

@@ -18,6 +18,7 @@ from drivetrain.evaluation import (
     prediction_step,
     speed_metrics,
 )
+from drivetrain.placement import is_empty
 from drivetrain.session import Session, culprits_named
 
 
@@ -109,6 +110,8 @@ class Evaluations(TrainerBase):
                 self.is_evaluating = True
                 session.resolve(training=False)
                 session.open(training=False)
+                if self.model_init is not None and is_empty(self.model):
+                    self._build_model(None)
                 session.autocast(self.model)
                 session.cast_for_evaluation(self.model, self.label_names)
                 session.wrap(session._transform("before_wrap", self.model))

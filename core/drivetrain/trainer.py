@@ -37,7 +37,7 @@ from drivetrain.loop import Position, train_loop
 from drivetrain.loss import LossWindow
 from drivetrain.memory import halving
 from drivetrain.output import Output
-from drivetrain.placement import place
+from drivetrain.placement import first_model, place
 from drivetrain.processes import current
 from drivetrain.reports import Reports
 from drivetrain.resolve import Plan, is_documented_callback, resolve
@@ -137,7 +137,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         if model is None:
             if model_init is None:
                 raise ConfigurationError("Trainer needs a model, or model_init to build one.")
-            model = self.call_model_init()
+            model = first_model(self.call_model_init, args, self.plugins)
         elif model_init is not None:
             logger.warning(
                 "Trainer was given both model and model_init: model_init builds the model of each train()."
