@@ -11,7 +11,6 @@ import torch
 from drivetrain.plugin import PluginInfo
 from drivetrain.resolve import Active, Resolver
 
-
 logger = logging.getLogger("drivetrain")
 
 
