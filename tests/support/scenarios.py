@@ -32,7 +32,12 @@ class Rich(torch.nn.Module):
     """Uneven shapes, a tied weight, a buffer, a frozen layer, and a layer that only some rows reach."""
 
     def __init__(
-        self, frozen: bool = False, unused: bool = False, branch: bool = False, tied: bool = True
+        self,
+        frozen: bool = False,
+        unused: bool = False,
+        branch: bool = False,
+        tied: bool = True,
+        alternating: bool = False,
     ) -> None:
         super().__init__()
         self.first = torch.nn.Linear(8, 13)
@@ -44,10 +49,10 @@ class Rich(torch.nn.Module):
         self.last = torch.nn.Linear(13, 3)
         self.spare = torch.nn.Linear(5, 7)
         self.register_buffer("forwards", torch.zeros((), dtype=torch.long))
-        self.unused, self.branch = unused, branch
-        if not unused and not branch:
+        self.branch, self.alternating = branch, alternating
+        if not unused and not branch and not alternating:
             del self.spare
-        if branch:
+        if branch or alternating:
             self.spare = torch.nn.Linear(3, 3)
         if frozen:
             self.first.requires_grad_(False)
@@ -57,7 +62,9 @@ class Rich(torch.nn.Module):
             self.forwards += 1
         hidden = self.norm(torch.relu(self.first(x)))
         logits = self.last(torch.relu(self.again(torch.relu(self.middle(hidden)))))
-        if self.branch:
+        if self.alternating and self.forwards % 2 == 1:
+            logits = logits + self.spare(logits)
+        if self.branch and labels is not None:
             # Only rows of class 2 reach the spare layer, so a rank may have none in a batch.
             chosen = labels == 2
             if chosen.any():
@@ -99,15 +106,41 @@ MODELS: dict[str, Any] = {
     "frozen": lambda: Rich(frozen=True),
     "unused": lambda: Rich(unused=True),
     "branch": lambda: Rich(branch=True),
+    "alternating": lambda: Rich(alternating=True),
+    "mixed": lambda: _mixed(),
 }
 
 
+def _mixed() -> torch.nn.Module:
+    model = Rich()
+    model.last.double()
+    return model
+
+
 class Look(TrainerCallback):
-    """What the engine looks like in the middle of the run."""
+    """What the engine looks like in the middle of the run, and what is called in an evaluation by itself."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {}
         self.wrapped: Any = lambda: None
+        self.gradients = 0
+        self.evaluated_by = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        run = self.trainer.run  # type: ignore[attr-defined]
+        if not hasattr(run.optimizer, "register_step_pre_hook"):
+            return
+
+        def count(*_: Any) -> None:
+            held = [p.grad for p in run.model.parameters() if p.grad is not None]
+            self.gradients = sum(gradient.numel() for gradient in held)
+
+        run.optimizer.register_step_pre_hook(count)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        run = self.trainer.run  # type: ignore[attr-defined]
+        if not run.is_training:
+            self.evaluated_by = type(run.model_wrapped).__name__
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
@@ -133,15 +166,25 @@ def look(run: Any) -> dict[str, Any]:
         "optimizer": f"{type(run.optimizer).__module__}.{type(run.optimizer).__name__}",
         "inner": type(inner).__name__,
         "state_elements": elements,
+        "parameter_elements": sum(p.numel() for p in run.model.parameters()),
         "trained_elements": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
     }
     return seen
+
+
+class Secretive(torch.optim.SGD):
+    """It keeps one of its arguments to itself."""
+
+    def __init__(self, params: Any, secret: float) -> None:
+        super().__init__(params, lr=secret)
 
 
 def own_optimizer(name: str, model: torch.nn.Module) -> tuple[Any, Any]:
     """A finished optimizer with groups, and a scheduler of the user's on it."""
     decayed = [p for n, p in model.named_parameters() if "weight" in n and p.requires_grad]
     others = [p for n, p in model.named_parameters() if "weight" not in n and p.requires_grad]
+    if name == "secretive":
+        return Secretive(model.parameters(), secret=0.1), None
     if name == "partial":  # some that are trained are in no group
         return torch.optim.SGD([{"params": decayed}], lr=0.05, momentum=0.9), None
     optimizer = torch.optim.AdamW(
@@ -184,6 +227,8 @@ def run(folder: Path, name: str, settings: dict[str, Any], processes: int) -> di
         return result
     result.update(seen.seen)
     bare = trained.model
+    result["whole_elements"] = sum(p.numel() for p in bare.parameters())
+    result["whole_tensors"] = len(list(bare.parameters()))
     result["hooks_left"] = sum(
         len(p._post_accumulate_grad_hooks or ()) + len(p._backward_hooks or ()) for p in bare.parameters()
     )
@@ -193,6 +238,8 @@ def run(folder: Path, name: str, settings: dict[str, Any], processes: int) -> di
     result["history"] = [row for row in history(trained) if "loss" in row or "eval_loss" in row]
     result["strategy"] = type(trained.run.strategy).__name__
     result["evaluated"] = trained.evaluate()["eval_loss"]
+    result["evaluated_by"] = seen.evaluated_by
+    result["gradient_elements"] = seen.gradients
     gc.collect()
     result["wrapper_left"] = seen.wrapped() is not None and seen.wrapped() is not bare
     if processes > 1 and dist.get_rank() > 0:
@@ -214,7 +261,8 @@ def among_ranks(result: dict[str, Any]) -> dict[str, Any]:
     first = everyone[0]
     first["errors"] = [other["error"] for other in everyone]
     if first["error"] is None:
-        first["all_state_elements"] = [other.get("state_elements") for other in everyone]
+        for name in ("state_elements", "gradient_elements", "parameter_elements"):
+            first[f"all_{name}"] = [other.get(name) for other in everyone]
         first["ranks_equal"] = all(
             torch.equal(first["weights"][key], other["weights"][key])
             for other in everyone
@@ -244,7 +292,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2
     assert other["evaluated"] == pytest.approx(one["evaluated"], rel=tolerance)
     assert len(one["history"]) == len(other["history"])
     for a, b in zip(one["history"], other["history"], strict=True):
-        assert b == pytest.approx(a, rel=1e-4)
+        assert b == pytest.approx(a, rel=max(1e-4, tolerance))
 
 
 def main(folder: Path) -> None:

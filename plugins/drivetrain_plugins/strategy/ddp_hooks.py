@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power_sgd
 from torch.nn.parallel import DistributedDataParallel
@@ -80,6 +79,7 @@ def register_hook(
                 "bfloat16 or float32."
             )
         name = _OF_DTYPE[reduce]
+    state: Any
     try:
         if name in COMPRESSING:
             state, hook = None, COMPRESSING[name]
@@ -109,7 +109,7 @@ def _function(name: str) -> Any:
             f"comm_hook={name!r} of the strategy 'ddp' is no function: name one that is."
         )
 
-    def hook(state: Any, bucket: dist.GradBucket) -> Any:
+    def hook(state: Any, bucket: Any) -> Any:
         return found(state, bucket)
 
     # DDP reads annotations, and refuses those that a module keeps as text.

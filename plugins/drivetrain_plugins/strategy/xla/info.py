@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from drivetrain.plugin import Claim, PluginInfo
@@ -11,7 +11,10 @@ from drivetrain.plugin import Claim, PluginInfo
 
 def _requirement() -> str:
     """torch_xla goes with the torch of its own version alone, and has not had a release for every torch."""
-    major, minor = version("torch").split(".")[:2]
+    try:
+        major, minor = version("torch").split(".")[:2]
+    except (PackageNotFoundError, ValueError):
+        return "torch_xla"
     return f"torch_xla=={major}.{minor}.*"
 
 
