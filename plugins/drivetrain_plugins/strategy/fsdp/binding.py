@@ -121,6 +121,12 @@ class Binding:
             group["params"][:] = [parameters[name] for name in names]
         _replace(self.optimizer.state, {**others, **{parameters[name]: by_name[name] for name in by_name}})
 
+    def let_go(self, parameters: Mapping[str, Tensor]) -> None:
+        """Puts the optimizer on the bare model's parameters without any state of them."""
+        for group, names in zip(self.optimizer.param_groups, self.names, strict=True):
+            group["params"][:] = [parameters[name] for name in names]
+        self.optimizer.state.clear()
+
     # -- the state by name -------------------------------------------------------------------------------
 
     def _states(self, everywhere: bool, host: bool = True) -> dict[str, dict[str, Any]]:

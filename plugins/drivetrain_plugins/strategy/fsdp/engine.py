@@ -103,6 +103,8 @@ class Bare:
                 module._parameters[attribute] = None if name is None else self.parameters[name]
             for mark in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
                 vars(module).pop(mark, None)
+        for parameter in self.parameters.values():
+            vars(parameter).pop("_fsdp_flattened", None)  # or the next wrapper would pass it over
 
     def empty(self, name: str) -> None:
         """Lets go of a parameter's memory; the object stays, for the time after the run."""

@@ -104,6 +104,7 @@ class First:
     ) -> FullyShardedDataParallel:
         own = [name for p in unit.parameters() if (name := names.get(id(p))) is not None and p.dim()]
         wrapper = FullyShardedDataParallel(unit, **common)
+        wrapper.training = unit.training  # a wrapper says that it trains, whatever is inside
         if not self.plan.settings.use_orig_params:
             for name in own:
                 self.bare.empty(name)
@@ -194,7 +195,8 @@ class First:
         handle, _, start = self._places[piece.name]
         gradient: Tensor | None = handle.flat_param.grad
         if (
-            not handle.uses_sharded_strategy
+            not self._trained(piece)
+            or not handle.uses_sharded_strategy
             or gradient is None
             or gradient.size() != handle.flat_param._unpadded_unsharded_size
         ):
@@ -206,9 +208,13 @@ class First:
         if piece.alone:
             return None if piece.holder.grad is None else piece.holder.grad.reshape(-1)
         handle, offset, _ = self._places[piece.name]
-        gradient = self._shard_of_gradient(handle)
+        gradient = self._shard_of_gradient(handle) if self._trained(piece) else None
         begin, end = piece.span
         return None if gradient is None else gradient.detach()[offset : offset + end - begin]
+
+    def _trained(self, piece: Piece) -> bool:
+        """A flat gradient has a place also for what is frozen."""
+        return self.bare.parameters[piece.name].requires_grad
 
     def _shard_of_gradient(self, handle: Any) -> Tensor | None:
         flat = handle.flat_param

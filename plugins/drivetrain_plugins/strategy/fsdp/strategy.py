@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from drivetrain.collecting import collect
 from drivetrain.errors import ConfigurationError
+from drivetrain.memory import is_out_of_memory
 from drivetrain.plugin import hookimpl
 from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
 from drivetrain_plugins.strategy.fsdp import state as states
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("drivetrain")
 
-# Models that stay in shards when a run ends, and what shards them; the next run goes on with them.
-_kept: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()
+# Where a model that is still in shards after a run keeps what sharded it, for the next run.
+_LEFT = "_drivetrain_fsdp_left"
 
 
 class FSDPStrategy:
@@ -79,6 +80,9 @@ class FSDPStrategy:
         """Shards the model, and builds what updates it on the shards."""
         policy = self.run.precision.policy
         self.model = model
+        left: _Left | None = vars(model).pop(_LEFT, None)
+        if left is not None:
+            _make_whole(left.engine, left.binding)  # an error had ended its run
         trained = optimizer is not None and scheduler is not None
         if trained and policy.parameter is not None:
             model.to(policy.parameter)
@@ -88,7 +92,12 @@ class FSDPStrategy:
         self.replicated = [p.holder for p in self.engine.pieces.values() if p.alone]
         if optimizer is None or scheduler is None or self.binding is None:
             return Prepared(self.wrapped, None, None)
-        self.optimizer = self.binding.build(self.engine.pieces)
+        try:
+            self.optimizer = self.binding.build(self.engine.pieces)
+        except ConfigurationError:  # on every rank alike
+            engine, self.engine = self.engine, None
+            _make_whole(engine, None)
+            raise
         self.scheduler = scheduler.build(self.optimizer)
         self.per_evaluation = scheduler.per_evaluation
         self.holders = holders_of(list(self.engine.pieces.values()))
@@ -205,37 +214,67 @@ class FSDPStrategy:
         """Gives the bare model back, whole on every rank; after an error the model stays in its shards."""
         while self._undo:
             self._undo.pop()()
+        engine, self.engine = self.engine, None
         try:
-            if self.engine is not None:
-                self._make_whole(self.engine)
+            if engine is not None:
+                self._give_back(engine)
         finally:
-            self.engine = None
             if self._made_group:
                 self._made_group = False
                 end_group()
         return self.model if hasattr(self, "model") else self.run.model
 
-    def _make_whole(self, engine: Engine) -> None:
+    def _give_back(self, engine: Engine) -> None:
+        binding = self.binding if hasattr(self, "optimizer") else None
         error = sys.exc_info()[1]
-        if error is not None and error is not self._error_before:
-            return
-        bare = engine.bare
-        engine.rest()
-        whole: dict[str, Tensor] = {}
-        for name, piece in engine.pieces.items():
-            if piece.group is not None:
-                made = gather(piece, part(piece, piece.holder), everywhere=True, host=False)
-                assert made is not None
-                whole[name] = made
-        if self.binding is not None and hasattr(self, "optimizer"):
-            self.binding.move_out(bare.parameters)
-        engine.unwrap()
-        for name, tensor in whole.items():
-            bare.parameters[name].data = tensor
-            bare.parameters[name].grad = None
-        for buffer in bare.model.buffers():
-            if buffer.numel():
-                dist.broadcast(buffer, 0)
+        if error is None or error is self._error_before:
+            _make_whole(engine, binding)
+        elif self.run.args.auto_find_batch_size and is_out_of_memory(error):
+            _make_empty(engine, binding)  # what it held is put back from the host
+        else:
+            # The other ranks may not be here, so nothing is gathered until there is a next run.
+            vars(self.model)[_LEFT] = _Left(engine, binding)
+
+
+@dataclass
+class _Left:
+    """What sharded a model, and the optimizer on it."""
+
+    engine: Engine
+    binding: Binding | None
+
+
+def _make_whole(engine: Engine, binding: Binding | None) -> None:
+    """Gives a model its own parameters back, whole, and the optimizer those. A collective."""
+    bare = engine.bare
+    engine.rest()
+    whole: dict[str, Tensor] = {}
+    for name, piece in engine.pieces.items():
+        if not piece.alone:
+            made = gather(piece, part(piece, piece.holder), everywhere=True, host=False)
+            assert made is not None
+            whole[name] = made
+    if binding is not None:
+        binding.move_out(bare.parameters)
+    engine.unwrap()
+    for name, parameter in bare.parameters.items():
+        parameter.data = whole.get(name, parameter.data)
+        parameter.grad = None
+    for buffer in bare.model.buffers():
+        if buffer.numel():
+            dist.broadcast(buffer, 0)
+
+
+def _make_empty(engine: Engine, binding: Binding | None) -> None:
+    """Gives a model its own parameters back, of their shapes and with nothing in them. No collective."""
+    if binding is not None:
+        binding.let_go(engine.bare.parameters)
+    shapes = {name: piece.shape for name, piece in engine.pieces.items() if not piece.alone}
+    engine.unwrap()
+    for name, parameter in engine.bare.parameters.items():
+        if name in shapes:
+            parameter.data = torch.zeros(shapes[name], dtype=parameter.dtype, device=parameter.device)
+        parameter.grad = None
 
 
 def new_engine(version: int) -> Engine:
