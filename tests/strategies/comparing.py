@@ -98,7 +98,7 @@ def compare(scenario: Scenario, found: Outcome, wanted: Outcome, tolerance: floa
     if scenario.rows is None:
         made.losses = of_numbers(losses, expected)
     norms, wanted_norms = norms_of(found), norms_of(wanted)
-    if norms:
+    if norms and wanted_norms:
         made.losses = max(made.losses, of_numbers(norms, wanted_norms[-len(norms) :]))
     elif wanted_norms:
         made.wrong.append("no gradient norm was told, though gradients are clipped")
@@ -254,8 +254,13 @@ def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
 
 def _place(numbers: dict[str, float]) -> dict[str, float]:
     """Of the position what does not depend on how many processes there are."""
-    odd = (".data.ranks", ".data.world", ".data.ended")
-    return {key: value for key, value in numbers.items() if not key.startswith(odd)}
+    odd = (".data.ranks", ".data.world", ".data.ended", ".layout")
+    made = {key: value for key, value in numbers.items() if not key.startswith(odd)}
+    for key in (".batch", ".micro_batches"):
+        made[key] /= numbers.get(".layout.parts", 1.0)
+    if ".layout.world" in numbers:
+        made["global batch"] = numbers[".layout.world"] * numbers[".layout.batch_size"]
+    return made
 
 
 def _first_odd(found: dict[str, float], wanted: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Configuration:
     """One strategy with its settings.
 
@@ -36,7 +36,7 @@ class Configuration:
 
 def _fsdp(version: int, mode: str, engine: str) -> Configuration:
     return Configuration(
-        f"fsdp{version}-{mode.replace('_', '-')}",
+        f"fsdp{version}-{mode.removeprefix('shard_').replace('_shard', '').replace('_', '-')}",
         "fsdp",
         {
             "fsdp": f"{mode} auto_wrap",
@@ -53,7 +53,7 @@ def _zero(stage: int, optimizer: str, *shards: str) -> Configuration:
         f"zero{stage}",
         "deepspeed",
         {"deepspeed": {"zero_optimization": {"stage": stage}}},
-        f"DeepSpeedEngine, {optimizer}",
+        ", ".join(filter(None, ("DeepSpeedEngine", optimizer))),
         shards,
         needs="deepspeed",
         moves=("adafactor", "muon") if stage == 0 else (),
@@ -72,9 +72,9 @@ CONFIGURATIONS = {
         ),
         _fsdp(1, "full_shard", "FullyShardedDataParallel"),
         _fsdp(1, "shard_grad_op", "FullyShardedDataParallel"),
-        _fsdp(2, "full_shard", "FSDPModule"),
-        _fsdp(2, "shard_grad_op", "FSDPModule"),
-        _zero(0, "DeepSpeedOptimizer"),
+        _fsdp(2, "full_shard", "FSDPSmall"),
+        _fsdp(2, "shard_grad_op", "FSDPSmall"),
+        _zero(0, ""),
         _zero(1, "DeepSpeedZeroOptimizer", "optimizer"),
         _zero(2, "DeepSpeedZeroOptimizer", "optimizer"),
         _zero(3, "DeepSpeedZeroOptimizer_Stage3", "parameters", "optimizer"),

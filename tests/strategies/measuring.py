@@ -17,7 +17,10 @@ ENGINES = (
 
 def engine(run: Any) -> str:
     """The engine's class that the model is an instance of, and its optimizer's where that is not torch's own."""
-    found = [_engines_own(run.model_wrapped), _engines_own(run.optimizer)]
+    optimizer = (
+        getattr(run.model_wrapped, "optimizer", None) or run.optimizer
+    )  # DeepSpeed's engine has its own
+    found = [_engines_own(run.model_wrapped), _engines_own(optimizer)]
     return ", ".join(name for name in found if name)
 
 

@@ -95,16 +95,20 @@ def stubborn(configuration: Configuration, world: int) -> list[Scenario]:
     ]
 
 
-def elastic(configuration: str, written_by: int, read_by: int, out: Path) -> Scenario:
+def elastic(configuration: str, written_by: int, read_by: int, kind: str, out: Path) -> Scenario:
     """Goes on with another number of processes and the same arguments: the global batch is kept."""
-    checkpoint = out / whole(configuration, written_by) / "run" / f"checkpoint-{MID_EPOCH}"
     return Scenario(
-        f"{configuration}@{read_by}-elastic-from-{written_by}",
+        elastic_name(configuration, written_by, read_by, kind),
         configuration if read_by in CONFIGURATIONS[configuration].worlds else "single",
         read_by,
-        resume=str(checkpoint),
+        resume=str(out / whole(configuration, written_by) / "run" / f"checkpoint-{KINDS[kind]}"),
         rows=ROWS_AN_UPDATE // written_by,
     )
+
+
+def elastic_name(configuration: str, written_by: int, read_by: int, kind: str) -> str:
+    """Of such a run."""
+    return f"{configuration}@{read_by}-elastic-from-{written_by}-{kind}"
 
 
 def canonical_hops(configuration: Configuration, world: int) -> list[Hop]:
@@ -123,18 +127,18 @@ def canonical_hops(configuration: Configuration, world: int) -> list[Hop]:
 DIRECT = tuple(
     Hop(*entry)
     for entry in (
-        ("zero3", 4, "fsdp2-full-shard", 2, "mid"),
-        ("fsdp2-full-shard", 4, "zero3", 2, "left"),
+        ("zero3", 4, "fsdp2-full", 2, "mid"),
+        ("fsdp2-full", 4, "zero3", 2, "left"),
         ("oss", 2, "zero2", 1, "left"),
         ("zero2", 4, "oss", 2, "mid"),
-        ("fsdp1-full-shard", 2, "fsdp2-full-shard", 4, "left"),
-        ("fsdp2-shard-grad-op", 2, "fsdp1-shard-grad-op", 2, "mid"),
-        ("fsdp1-shard-grad-op", 4, "zero1", 2, "left"),
-        ("zero1", 2, "fsdp1-full-shard", 4, "mid"),
+        ("fsdp1-full", 2, "fsdp2-full", 4, "left"),
+        ("fsdp2-grad-op", 2, "fsdp1-grad-op", 2, "mid"),
+        ("fsdp1-grad-op", 4, "zero1", 2, "left"),
+        ("zero1", 2, "fsdp1-full", 4, "mid"),
         ("ddp", 4, "zero3", 4, "mid"),
         ("zero3", 2, "ddp", 4, "left"),
-        ("oss", 4, "fsdp2-shard-grad-op", 4, "mid"),
-        ("fsdp2-full-shard", 1, "oss", 4, "left"),
+        ("oss", 4, "fsdp2-grad-op", 4, "mid"),
+        ("fsdp2-full", 1, "oss", 4, "left"),
         ("zero0", 2, "ddp", 2, "left"),
         ("ddp", 2, "oss", 2, "left"),
         ("zero2", 2, "zero3", 4, "left"),

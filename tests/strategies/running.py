@@ -28,6 +28,8 @@ from strategies.planning import (
     VARIANTS,
     Hop,
     canonical_hops,
+    elastic,
+    elastic_name,
     every_hop,
     stubborn,
     variant,
@@ -75,17 +77,17 @@ class Harness:
         self._hold(scenario, outcome, difference)
         seconds = max((rank["seconds"] for rank in outcome.ranks), default=0.0)
         what = f"{difference.largest:.1e}" if not difference.wrong else "FAILED: " + difference.wrong[0]
-        self.console.print(f"  {scenario.name:<58} {seconds:5.1f} s  {what}", highlight=False)
+        self.console.print(f"  {scenario.name:<58} {seconds:5.1f} s  {what}", highlight=False, markup=False)
 
     def _compared(self, scenario: Scenario, outcome: Outcome) -> Difference:
         if scenario.fails:
             return Difference(wrong=[outcome.trouble] if outcome.trouble else [])
-        kind = scenario.name.partition("-")[2] if scenario.resume is None else "whole"
         kind = next((k for k in (*VARIANTS, *STUBBORN) if scenario.name.endswith(f"-{k}")), "whole")
         wanted = self.outcomes.get(variant(kind, "single", 1))
         if wanted is None:
             return Difference(wrong=[f"there is no run of one process to compare {scenario.name} with"])
-        tolerance = TOLERANCE["bf16" if scenario.settings.get("bf16") else "fp32"]
+        # Muon orthogonalises its updates in bf16, whatever the weights are.
+        tolerance = TOLERANCE["bf16" if kind in ("bf16", "muon") else "fp32"]
         difference = compare(scenario, outcome, wanted, tolerance)
         if not difference.wrong and scenario.name == whole(scenario.configuration, scenario.world):
             for step in KINDS.values():
@@ -140,7 +142,7 @@ def strategies_grid(harness: Harness, configurations: list[Configuration]) -> Gr
         rows.append([configuration.name, engine, *(" ".join(f"{n:>4}" for n in ns) for ns in held.values())])
     return Grid(
         "What each strategy holds",
-        ["strategy", "engine", ">parameters a rank", ">optimizer a rank"],
+        ["strategy", "engine", ">parameters", ">optimizer"],
         rows,
         f"Elements on the fullest rank of 1, 2 and 4 processes. The model has {reference['parameters']}, its AdamW "
         f"{reference['optimizer']}; what is more is padding.",
@@ -178,8 +180,8 @@ def variants_grid(harness: Harness, configurations: list[Configuration]) -> Grid
         ["strategy", ">SGD", ">bf16", *STUBBORN],
         rows,
         "Weights again: SGD with no accumulation and no clipping, and bf16, where the difference may be "
-        f"{TOLERANCE['bf16']:.0e}. Adafactor and Muon, whose state is not element by element, train or are refused "
-        "before the first step.",
+        f"{TOLERANCE['bf16']:.0e}. Adafactor and Muon, whose state is not element by element, train (Muon "
+        "in bf16, whatever the weights are) or are refused before the first step.",
     )
 
 
@@ -217,7 +219,7 @@ def _stubborn(harness: Harness, configuration: Configuration, name: str) -> str:
         return "!FAIL"
     if not there:
         return "-"
-    return f"trained, {_worst(there)}" if name in configuration.moves else "refused"
+    return _worst(there) if name in configuration.moves else "refused"
 
 
 def canonical_grid(harness: Harness, configurations: list[Configuration]) -> Grid:
@@ -241,7 +243,7 @@ def canonical_grid(harness: Harness, configurations: list[Configuration]) -> Gri
     ]
     return Grid(
         "Checkpoints, through the canonical form",
-        ["strategy", "ranks", ">reads, mid", ">reads, left", ">is read, mid", ">is read, left"],
+        ["strategy", "ranks", ">reads mid", ">reads left", ">is read mid", ">is read left"],
         rows,
         "reads: goes on from what one process wrote; is read: one process goes on from what it wrote; from the midst "
         "of an epoch, and with a micro-batch left over. The largest difference of all from the run that never "
@@ -258,18 +260,28 @@ def direct_grid(harness: Harness, hops: list[Hop]) -> Grid:
         rows.append(
             [f"{hop.writer}@{hop.written_by}", f"{hop.reader}@{hop.read_by}", _spoken(hop.kind), value]
         )
-    for name, scenario in harness.scenarios.items():
-        if "-elastic-" in name:
-            value = _short(harness.differences[name], "largest")
-            writer = f"{name.partition('@')[0]}@{name.rpartition('-')[2]}"
-            reader = f"{scenario.configuration}@{scenario.world}"
-            rows.append([writer, reader, "same arguments", value])
     return Grid(
         "Checkpoints, from one strategy to another",
         ["written by", "read by", "checkpoint", ">largest difference"],
         rows,
-        f"STRATEGY@PROCESSES. The global batch is {ROWS_AN_UPDATE} rows everywhere; with the same arguments it is the "
-        "checkpoint that keeps it so.",
+        f"STRATEGY@PROCESSES. An update takes the same rows everywhere: {ROWS_AN_UPDATE} in each global batch, "
+        "divided by the processes.",
+    )
+
+
+def elastic_grid(harness: Harness, configurations: list[Configuration]) -> Grid:
+    """More processes or fewer, with the same arguments."""
+
+    def cell(configuration: Configuration, read_by: int) -> str:
+        names = [elastic_name(configuration.name, 2, read_by, kind) for kind in KINDS]
+        return _worst([harness.differences[name] for name in names if name in harness.differences])
+
+    return Grid(
+        "Other numbers of processes, the same arguments",
+        ["strategy", ">2 to 1", ">2 to 4"],
+        [[c.name, cell(c, 1), cell(c, 4)] for c in configurations if 2 in c.worlds],
+        "The checkpoint says what a global batch is; one process runs it in two micro-batches, four run smaller ones. "
+        "What needs several processes goes on as single in one.",
     )
 
 
@@ -300,6 +312,12 @@ def long_form(harness: Harness, configurations: list[Configuration]) -> list[Gri
         for hop in canonical_hops(configuration, world)
     ]
     later += [hop.scenario(harness.out) for hop in hops]
+    later += [
+        elastic(configuration.name, 2, world, kind, harness.out)
+        for configuration in by_world[2]
+        for world in (1, 4)
+        for kind in KINDS
+    ]
     harness.run(later)
     return [
         strategies_grid(harness, configurations),
@@ -307,6 +325,7 @@ def long_form(harness: Harness, configurations: list[Configuration]) -> list[Gri
         variants_grid(harness, configurations),
         canonical_grid(harness, configurations),
         direct_grid(harness, hops),
+        elastic_grid(harness, configurations),
     ]
 
 

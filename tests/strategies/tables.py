@@ -35,7 +35,7 @@ def show(grid: Grid, console: Console) -> None:
             column.lstrip(">"),
             justify="right" if column.startswith(">") else "left",
             overflow="fold",
-            no_wrap=column.startswith(">"),
+            no_wrap=column.startswith(">") or column == grid.columns[0],
         )
     for row in grid.rows:
         cells = [Text(cell.lstrip("!"), style="bold red" if cell.startswith("!") else "") for cell in row]
