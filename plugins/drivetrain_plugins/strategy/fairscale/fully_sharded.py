@@ -6,6 +6,7 @@ Parameters are cut one by one and not laid together first, so that each keeps it
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import warnings
 from contextlib import AbstractContextManager
@@ -32,6 +33,8 @@ from drivetrain_plugins.strategy.fairscale.sharded import needs_several_processe
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
+
+logger = logging.getLogger("drivetrain")
 
 # What FairScale leaves on a parameter.
 _MARKS = (
@@ -146,8 +149,12 @@ class FullyShardedStrategy(WholeParameters):
                 wrapped = auto_wrap(model)
         if not isinstance(wrapped, FullyShardedDataParallel):
             wrapped = FullyShardedDataParallel(wrapped, **settings)
-        self.wrapped = wrapped  # so that close() finds it
-        self._no_tie_between_units()
+        self.wrapped = wrapped
+        try:
+            self._no_tie_between_units()
+        except ConfigurationError:  # on every rank alike, so that the model can be put together again
+            self._take_off(together=True)
+            raise
         return wrapped
 
     def _units(self) -> list[Any]:
@@ -309,12 +316,19 @@ class FullyShardedStrategy(WholeParameters):
         """Puts the parameters together and takes FairScale off the model; after a failure leaves them cut."""
         if self.wrapped is None:
             return self.model
-        failed = sys.exc_info()[1] not in (None, self._error_before)
+        fine = sys.exc_info()[1] in (None, self._error_before)
+        if not fine:  # the other ranks may be anywhere, and putting parts together needs them all
+            logger.warning("After the failure the model's parameters stay in parts: load a checkpoint to go on.")
+        self._take_off(together=fine)
+        return self.model
+
+    def _take_off(self, together: bool) -> None:
+        """Takes FairScale off; `together`, a collective, makes the parameters whole again."""
         for parent, name, child in self._children:
             parent._modules[name] = child
         for _, parameter in self.parts.named:
             parameter.grad = None
-            if not failed and hasattr(parameter, "_is_sharded"):
+            if together and hasattr(parameter, "_is_sharded"):
                 parameter.data = self.parts.join(self.parts.here(parameter), parameter)
             for mark in _MARKS:
                 if hasattr(parameter, mark):
@@ -322,7 +336,6 @@ class FullyShardedStrategy(WholeParameters):
                         getattr(parameter, mark)[1].remove()
                     delattr(parameter, mark)
         self.wrapped = None
-        return self.model
 
 
 def _all_float32(model: Model) -> None:

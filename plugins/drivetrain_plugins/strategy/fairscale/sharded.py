@@ -170,7 +170,9 @@ class ShardedStrategy(WholeParameters):
     def _unused(self) -> list[Tensor]:
         """Own parameters that no rank used: this one did not, and the sum of the others' gradients is zero."""
         assert self.sharded is not None
-        unused = []
+        unused: list[Tensor] = []
+        if not any(self.sharded._grad_to_be_reduced):
+            return unused
         for index, parameter in enumerate(self.sharded._trainable_params):
             if not self.sharded._grad_to_be_reduced[index] or parameter.grad is None:
                 continue
