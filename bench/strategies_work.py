@@ -21,6 +21,15 @@ from workload import Batches, as_it_is
 LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 1e-3, 0.01, 1.0
 
 
+def memory(field: str) -> float:
+    """A figure of this process in MiB: VmRSS now, VmHWM at its highest; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
 class Clock:
     """Wall and processor time of every `window` calls; after the last of them it is `done`.
 
@@ -28,6 +37,7 @@ class Clock:
         total: how many updates a run needs so that the last window is closed.
         stamps: (wall, processor) seconds, at the edges of the windows. Processor time is that of all threads of
             this process; a process that waits for another uses none.
+        peak: MiB, the highest resident set of this process until the last call.
     """
 
     def __init__(self, warm_up: int, window: int, windows: int) -> None:
@@ -35,11 +45,14 @@ class Clock:
         self.total = warm_up + windows * window + 1
         self.calls = 0
         self.stamps: list[tuple[float, float]] = []
+        self.peak = 0.0
 
     def tick(self) -> None:
         if self.calls >= self.warm_up and (self.calls - self.warm_up) % self.window == 0:
             self.stamps.append((time.perf_counter(), time.process_time()))
         self.calls += 1
+        if self.calls == self.total:
+            self.peak = memory("VmHWM")
 
     @property
     def windows(self) -> list[tuple[float, float]]:

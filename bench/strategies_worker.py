@@ -23,7 +23,7 @@ import torch.distributed as dist
 from engines import quiet
 from strategies_seen import Unable
 from strategies_trainers import DRIVERS
-from strategies_work import WORKS, Clock, Work
+from strategies_work import WORKS, Clock, Work, memory
 
 
 def one(driver: str, strategy: str, work: Work, windows: int) -> tuple[Clock, dict[str, Any]]:
@@ -70,16 +70,8 @@ def timed(spec: dict[str, Any], work: Work) -> dict[str, Any]:
     return out
 
 
-def status(field: str) -> float:
-    """A figure of this process in MiB: VmRSS now, VmHWM at its highest."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
 def weighed(spec: dict[str, Any], work: Work) -> dict[str, Any]:
-    """Peak resident memory of one driver: in all, and above what was there before the model was built.
+    """Peak resident memory of one driver until its last step: in all, and above what was there before.
 
     The small model is trained first, so that imports and what is made once are not counted.
     """
@@ -90,11 +82,10 @@ def weighed(spec: dict[str, Any], work: Work) -> dict[str, Any]:
         return {"reason": reason}
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = status("VmRSS")
+    before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
-    _, about = one(driver, strategy, work, 1)
-    peak = status("VmHWM")
-    return {"peak": peak, "growth": peak - before, "about": about}
+    clock, about = one(driver, strategy, work, 1)
+    return {"peak": clock.peak, "growth": clock.peak - before, "about": about}
 
 
 def main(text: str) -> None:
