@@ -57,7 +57,13 @@ def has_failed() -> bool:
 
 
 def lost(error: BaseException) -> ProcessError | None:
-    """What an error of a backend's says of the other processes; None where it is no such error."""
+    """What an error of a backend's says of the other processes; None where it is no such error.
+
+    One that ends the interpreter (`sys.exit`, Ctrl-C) is told to the others: no hook sees it later.
+    """
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        failed(error)
+        return None
     if not _is_backends(error):
         return None
     known = _ask() if _ask is not None else None

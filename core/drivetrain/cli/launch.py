@@ -112,6 +112,8 @@ def launch(words: Sequence[str], how: Launch) -> int:
     processes, least, most = how.check()
     # Each attempt gets a store of its own: one that is shared still holds the addresses of the dead.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Its C++ part logs whole stacks where a process is gone; what that means is said in a sentence.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -138,7 +140,7 @@ def launch(words: Sequence[str], how: Launch) -> int:
         with told.silenced():
             elastic_launch(config, sys.executable)(*_python(), "-m", "drivetrain", *words)
     except ChildFailedError as error:
-        return _failure(error.failures, restarts)
+        return _failure(error.failures, restarts, Path(logs))
     except SignalException as error:
         number = int(error.sigval)
         complain_line(f"Stopped by {signal.Signals(number).name}.")
@@ -187,7 +189,7 @@ class _Restarts(logging.Handler):
             logger.propagate = before
 
 
-def _failure(failures: Mapping[int, Any], restarts: int) -> int:
+def _failure(failures: Mapping[int, Any], restarts: int, logs: Path) -> int:
     """Says which process failed first, and gives its exit code; a signal's is 128 and its number, as in a shell."""
     # Those that only lost another, and those that the launcher then ended, are not to blame.
     followers = (EXIT_CODES[ProcessError], -signal.SIGTERM, -signal.SIGINT)
@@ -195,9 +197,11 @@ def _failure(failures: Mapping[int, Any], restarts: int) -> int:
     blamed = [item for item in by_age if item[1].exitcode not in followers] or by_age
     rank, failure = blamed[0]
     if failure.local_rank != 0:
-        written = Path(failure.error_file).with_name("stderr.log")
-        if written.is_file() and (lines := written.read_text(errors="replace").splitlines()):
-            print(*lines[-_LINES:], sep="\n", file=sys.stderr)
+        written = max(
+            logs.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=os.path.getmtime, default=None
+        )
+        lines = written.read_text(errors="replace").splitlines() if written is not None else []
+        print(*lines[-_LINES:], sep="\n", end="\n" * bool(lines), file=sys.stderr)
     after = f" after {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
     if (rank, failure.exitcode) != (0, EXIT_CODES[DrivetrainError]):  # that is a sentence already
         complain_line(f"Rank {rank} {_ended(failure.exitcode)}{after}, and the others with it.")

@@ -128,9 +128,7 @@ class News:
                 del self._lines[rank]
                 line.close()
                 if rank not in self._ended:
-                    self._hear(
-                        {"failed": [rank, "ended without a word, as by SIGKILL or for want of memory"]}
-                    )
+                    self._hear({"failed": [rank, ""]})
             self._changed.notify_all()
         return bool(got)
 

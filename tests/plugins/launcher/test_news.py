@@ -1,0 +1,66 @@
+"""What processes tell each other beside their group, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from drivetrain_plugins.launcher.news import News
+
+
+@pytest.fixture
+def three() -> Iterator[list[News]]:
+    pairs = {rank: socket.socketpair() for rank in (1, 2)}
+    made = [News(0, 3, {rank: pair[0] for rank, pair in pairs.items()})]
+    made += [News(rank, 3, {0: pair[1]}) for rank, pair in pairs.items()]
+    yield made
+    for news in reversed(made):
+        news.close(1.0)
+
+
+def test_a_failure_is_heard_by_all(three):
+    three[1].tell("ValueError: my own fault")
+    three[2].tell("a later one")
+    said = "Another process of this run has failed: rank 1 by ValueError: my own fault"
+    assert three[0].failure() == said
+    assert three[2].failure() == said
+
+
+def test_a_process_that_is_killed_says_nothing_and_is_named(three):
+    three[2]._lines[0].shutdown(socket.SHUT_RDWR)  # as the system does for a process that is gone
+    for news in three[:2]:
+        assert news.failure() == (
+            "Another process of this run has ended: rank 2, without a word, as when it is killed or finds no memory."
+        )
+
+
+def test_nobody_failed(three):
+    assert three[0].failure() is None
+
+
+def test_one_comes_to_the_end_before_the_others(three):
+    assert three[1].wait_for_all(0.2) == [0, 2]
+    assert three[2].failure() == (
+        "Another process of this run has ended: rank 1 came to the end of the script while this one still trains."
+    )
+
+
+def test_all_come_to_the_end(three):
+    missing: list[list[int]] = []
+    threads = [
+        threading.Thread(target=lambda news=news: missing.append(news.wait_for_all(20))) for news in three
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert missing == [[], [], []]
+
+
+def test_nobody_is_waited_for_after_a_failure(three):
+    three[1].tell("ValueError: my own fault")
+    assert three[0].failure()
+    assert three[0].wait_for_all(60) == [1, 2]
