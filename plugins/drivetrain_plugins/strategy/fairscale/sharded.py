@@ -216,11 +216,20 @@ class ShardedStrategy(WholeParameters):
         return norm
 
     def zero_grad(self) -> None:
-        """Clears the gradients; those that are views of a bucket stay views."""
-        if self.sharded is None:
+        """Clears the gradients; those that are views of a bucket stay views.
+
+        FairScale's own would clear the views one by one, and their buckets once more.
+        """
+        sharded = self.sharded
+        if sharded is None:
             super().zero_grad()
             return
-        self.sharded.zero_grad(set_to_none=True)
+        bucketed = sharded._should_bucket_grad or [False] * len(sharded._trainable_params)
+        for parameter, is_view in zip(sharded._trainable_params, bucketed, strict=True):
+            if not is_view:
+                parameter.grad = None
+        for bucket in sharded._bucket_list:
+            bucket.zero()
         for parameter in self.outside:
             parameter.grad = None
         self.touched.clear()

@@ -39,15 +39,13 @@ def clip_grad_norm(
     total = torch.zeros((), dtype=torch.float32, device=device)
     spread = torch.zeros((), dtype=torch.float32, device=device)
     group: dist.ProcessGroup | None = None
-    gradients: list[Tensor] = []
+    whole: list[Tensor] = []
+    parts: list[Tensor] = []
     for holder, shared in holders:
         group = group or shared
-        if holder.grad is None:
-            continue
-        gradient = local(holder.grad)
-        gradients.append(gradient)
-    whole = [local(h.grad) for h, shared in holders if h.grad is not None and shared is None]
-    parts = [local(h.grad) for h, shared in holders if h.grad is not None and shared is not None]
+        if holder.grad is not None:
+            (whole if shared is None else parts).append(local(holder.grad))
+    gradients = whole + parts
     if parts:
         spread = _squares(parts, device)
     if group is not None:

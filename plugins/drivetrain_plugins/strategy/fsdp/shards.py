@@ -55,8 +55,10 @@ class Piece:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank keeps of a tensor, without its gradient's history."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        with torch.no_grad():  # spares DTensor's dispatch, which costs more than the rest
+            tensor = tensor.to_local()
+    return tensor.detach()
 
 
 def part(piece: Piece, tensor: Tensor) -> Tensor:
