@@ -204,3 +204,18 @@ def test_wrong_options(tmp_path: Path, chosen: dict[str, Any], sentence: str) ->
     with pytest.raises(ConfigurationError) as caught:
         trainer(tmp_path, **SIMPLE, **options(**chosen)).train()
     assert sentence in str(caught.value)
+
+
+@pytest.mark.slow
+def test_four_processes_are_one(
+    folder: Path, two: dict[str, Any], single: dict[str, Any], tmp_path: Path
+) -> None:
+    """5 rows are left at the end for 4 ranks, and a checkpoint of 2 processes goes on with 4."""
+    resume = {**SAVED, **SIMPLE, "resume": str(folder / "saved" / "checkpoint-2")}
+    four = launch(
+        tmp_path / "four", {"accumulated": {**EXACT["accumulated"], **SIMPLE}, "resumed": resume}, processes=4
+    )
+    assert_same(two["accumulated"], four["accumulated"])
+    assert_same(single["single_saved"], four["resumed"])
+    assert min(four["accumulated"]["all_state_elements"]) > 0
+    assert sum(four["accumulated"]["all_state_elements"]) == 2 * four["accumulated"]["trained_elements"]

@@ -24,6 +24,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "frozen": {**PLAIN, "sharded_ddp": "zero_dp_3", "model": "frozen"},
     "unused": {**PLAIN, "sharded_ddp": "zero_dp_3", "model": "unused"},
     "finished": {"model": "rich", "finished": "adamw", "twice": True, "sharded_ddp": "zero_dp_3"},
+    "outside": {"model": "rich", "finished": "partial", "max_grad_norm": 0.1, "sharded_ddp": "zero_dp_2"},
     "evaluated": {**PLAIN, "sharded_ddp": "zero_dp_2", "evaluation_strategy": "steps", "eval_steps": 2},
     "best": {
         **UNTIED,
@@ -68,6 +69,7 @@ def two(folder: Path, single: dict[str, Any]) -> dict[str, Any]:
     scenarios = {
         **EXACT,
         **WRONG,
+        "bf16": {**PLAIN, "sharded_ddp": "zero_dp_3", "bf16": True},
         "saved": {**SAVED, "sharded_ddp": "zero_dp_3"},
         "resumed": {**SAVED, "sharded_ddp": "zero_dp_2", "resume": at("saved")},
         "from_single": {**SAVED, "sharded_ddp": "zero_dp_3 offload", "resume": at("single_saved")},
@@ -94,6 +96,10 @@ def test_two_processes_are_one_under_the_shim(two: dict[str, Any], name: str, tm
     assert not found["wrapper_left"]
     assert found["hooks_left"] == found["views_left"] == 0
     assert found["evaluated_by"] == "Rich"
+
+
+def test_bf16_is_autocast_over_fp32_weights_under_the_shim(two: dict[str, Any], tmp_path: Path) -> None:
+    assert_same(run(tmp_path, "bf16", {**PLAIN, "bf16": True}, processes=1), two["bf16"], tolerance=2e-2)
 
 
 def test_parameters_gradients_and_state_are_spread_under_the_shim(two: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,17 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(folder))
     importlib.invalidate_caches()
     return folder
+
+
+def test_to_be_listed_it_imports_no_torch() -> None:
+    infos = (
+        "drivetrain_plugins.strategy",
+        "drivetrain_plugins.strategy.xla.info",
+        "drivetrain_plugins.strategy.fairscale.info",
+    )
+    code = f"import sys, {', '.join(infos)}, drivetrain_plugins.strategy.fairscale.options; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("settings", [{"tpu_num_cores": 8}, {"strategy": "xla"}])
