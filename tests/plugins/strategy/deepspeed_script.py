@@ -7,6 +7,7 @@ Rank 0 saves what the test compares in FOLDER/NAME.pt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ import torch
 from support.toy import accuracy, history
 
 from drivetrain import Trainer, TrainerCallback, TrainingArguments
+from drivetrain.plugin import hookimpl
+from drivetrain.slots import PrecisionPolicy
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -69,11 +72,51 @@ class Facts(TrainerCallback):
             "held": sum(getattr(p, "ds_tensor", p).numel() for p in self.trainer.model.parameters()),
             "whole": sum(getattr(p, "ds_numel", p.numel()) for p in self.trainer.model.parameters()),
             "dtype": str(next(self.trainer.model.parameters()).dtype),
+            "scale": getattr(strategy.scaler or strategy.loss_scale, "state_dict", dict)().get("scale"),
             "training": engine.training and self.trainer.model.training,
         }
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.run.figures  # noqa: B018  # the run is open still
+
+class Failing(TrainerCallback):
+    """Fails at the third update, on the ranks that are named."""
+
+    def __init__(self, ranks: list[int]) -> None:
+        self.ranks = ranks
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3 and args.process_index in self.ranks:
+            raise ArithmeticError(f"rank {args.process_index} fails at step 3")
+
+
+class Scaled:
+    """Single precision with a loss scale: what fp16 asks of a strategy, where there is no fp16."""
+
+    name = "scaled"
+    policy = PrecisionPolicy("scaled", loss_scale={"init_scale": 1024.0, "growth_interval": 3})
+
+    @hookimpl
+    def make_precision(self, run: Any) -> Any:
+        return self
+
+    def setup(self, run: Any) -> None:
+        pass
+
+    def autocast(self, device_type: str) -> Any:
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        pass
+
+
+class Overflowing(Trainer):
+    """The gradients of the third update are infinite."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        found = super().compute_loss(model, inputs, return_outputs)
+        if model.training and self.state.global_step == 2 and not getattr(self, "overflowed", False):
+            self.overflowed = True
+            return found * float("inf")
+        return found
 
 
 def leftovers(model: torch.nn.Module) -> list[str]:
@@ -81,8 +124,14 @@ def leftovers(model: torch.nn.Module) -> list[str]:
     found = [f"{name}.{key}" for name, p in model.named_parameters() for key in vars(p)]
     plain = set(vars(torch.nn.Module()))
     for name, module in model.named_modules():
-        found += [f"{name}.{key}" for key in vars(module) if key.startswith(("ds_", "_ds")) or "external" in key]
-        found += [f"{name}.{key}" for key, value in vars(module).items() if "hooks" in key and value and key in plain]
+        found += [
+            f"{name}.{key}" for key in vars(module) if key.startswith(("ds_", "_ds")) or "external" in key
+        ]
+        found += [
+            f"{name}.{key}"
+            for key, value in vars(module).items()
+            if "hooks" in key and value and key in plain
+        ]
         if type(module._parameters) is not dict:
             found.append(f"{name}._parameters is a {type(module._parameters).__name__}")
     if torch.nn.functional.linear.__module__.startswith("deepspeed"):
@@ -117,12 +166,16 @@ def make(folder: str, scenario: dict[str, Any], **extra: Any) -> Trainer:
             extra["model"].first.requires_grad_(False)
     if scenario.get("sgd"):
         extra["optimizers"] = (torch.optim.SGD(extra["model"].parameters(), lr=0.1, momentum=0.9), None)
-    trainer = Trainer(
+    cls = Overflowing if scenario.get("overflow") else Trainer
+    if scenario.get("scaled"):
+        extra["plugins"] = [Scaled()]
+    failing = [Failing(scenario["failing"])] if "failing" in scenario else []
+    trainer = cls(
         args=TrainingArguments(f"{folder}/{scenario['name']}", **settings),
         train_dataset=data,
         eval_dataset=data,
         compute_metrics=accuracy,
-        callbacks=[facts],
+        callbacks=[facts, *failing],
         **extra,
     )
     facts.trainer = trainer
@@ -141,8 +194,14 @@ def run(folder: str, scenario: dict[str, Any]) -> dict[str, Any]:
         result["metrics"] = trainer.evaluate()
     else:
         for _ in range(scenario.get("times", 1)):
-            outcome = trainer.train(resume_from_checkpoint=scenario.get("resume"))
-        result["loss"] = outcome.training_loss
+            try:
+                outcome = trainer.train(resume_from_checkpoint=scenario.get("resume"))
+                result["loss"] = outcome.training_loss
+            except ArithmeticError as error:
+                if len(scenario["failing"]) < WORLD:
+                    raise
+                result["error"] = str(error)
+                print(f"told by rank {trainer.args.process_index}: {error}", flush=True)
         result["history"] = history(trainer)
     if scenario.get("save_model"):
         trainer.save_model(f"{folder}/{scenario['name']}-saved")

@@ -74,9 +74,9 @@ def build(
         client, stand_in = None, torch.optim.SGD([{**group} for group in groups], lr=0.0)
         names = name_parameters(stand_in, model.named_parameters())
     else:
-        if config.stage:
-            check_element_wise(optimizer, config.stage)
         client = optimizer.build(model)
+        if config.stage:
+            check_element_wise(optimizer, client.param_groups, config.stage)
         names = name_parameters(client, model.named_parameters())
         groups = list(client.param_groups)
     members = [list(group["params"]) for group in groups]
@@ -127,9 +127,18 @@ def _initialize(vendor: Any, config: Configuration, model: Model, **given: Any) 
     try:
         engine, *_ = vendor.initialize(model=model, config=content.content, **given)
     except (AssertionError, ValueError, vendor.DeepSpeedConfigError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = _said(error)
         raise ConfigurationError(f"DeepSpeed refuses this configuration: {said.rstrip('.')}.") from error
     return engine
+
+
+def _said(error: Exception) -> str:
+    details = getattr(error, "errors", None)  # pydantic's errors tell where they are
+    if callable(details):
+        return "; ".join(
+            f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in details()
+        )
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _groups_for_vendor(

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from drivetrain.errors import ConfigurationError
 from drivetrain.slots import OptimizerFactory
+from drivetrain_plugins.strategy.deepspeed.pieces import shape_of
 
-_SHAPES = ((3, 4), (2, 5), (5,))
+_SIDE = 4
+_STEPS = 2
+_RATE = 0.01
+_OTHER_SHAPES: list[list[Tensor]] = []
 
 
-def check_element_wise(factory: OptimizerFactory, stage: int) -> None:
+def check_element_wise(factory: OptimizerFactory, groups: Sequence[dict[str, Any]], stage: int) -> None:
     """Refuses an optimizer whose update or state looks at more than one element.
 
     It is tried out: two updates of a few small parameters must be those of their elements in one flat row.
     Adafactor's factors, Muon's matrices and LAMB's norms are not; Adam, SGD, Lion and the like are.
+
+    Args:
+        factory: of the optimizer.
+        groups: those that it has, for their options and for how many dimensions their parameters have.
+        stage: of ZeRO.
 
     Raises:
         ConfigurationError: naming the optimizer, the stage, and the cure.
@@ -26,12 +37,11 @@ def check_element_wise(factory: OptimizerFactory, stage: int) -> None:
             f"The optimizer {_name(factory)} keeps other weights for evaluation, which strategy 'deepspeed' with "
             f"ZeRO stage {stage} cannot swap: use strategy='ddp', or zero_optimization.stage 0."
         )
-    if _goes_by_elements(factory):
-        return
-    raise ConfigurationError(
-        f"The optimizer {_name(factory)} does not work element by element, but strategy 'deepspeed' with ZeRO stage "
-        f"{stage} gives it flat parts of parameters: use optim='adamw_torch', or strategy='ddp'."
-    )
+    if not _goes_by_elements(factory, groups):
+        raise ConfigurationError(
+            f"The optimizer {_name(factory)} does not work element by element, but strategy 'deepspeed' with ZeRO "
+            f"stage {stage} gives it flat parts of parameters: use optim='adamw_torch', or strategy='ddp'."
+        )
 
 
 def _name(factory: OptimizerFactory) -> str:
@@ -39,46 +49,69 @@ def _name(factory: OptimizerFactory) -> str:
     return str(getattr(cls, "__name__", cls))
 
 
-def _goes_by_elements(factory: OptimizerFactory) -> bool:
+def _goes_by_elements(factory: OptimizerFactory, groups: Sequence[dict[str, Any]]) -> bool:
     generator = torch.Generator().manual_seed(0)
-    whole = [torch.randn(shape, generator=generator) for shape in _SHAPES]
-    gradients = [[torch.randn(shape, generator=generator) for shape in _SHAPES] for _ in range(2)]
-    flat = torch.cat([tensor.flatten() for tensor in whole])
-    apart, states = _updated(factory, whole, gradients)
-    together, _ = _updated(factory, [flat], [[torch.cat([g.flatten() for g in step])] for step in gradients])
-    if apart is None and together is None:
+    options, values = [], []
+    for group in groups:
+        ranks = {
+            tuple(min(size, _SIDE) for size in shape_of(p))
+            for p in group["params"]
+            if p.numel() or shape_of(p)
+        }
+        if ranks:
+            options.append(
+                {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+            )
+            values.append([torch.randn(shape, generator=generator) for shape in sorted(ranks)[:_SIDE]])
+    steps = [
+        [[torch.randn(v.shape, generator=generator) for v in of] for of in values] for _ in range(_STEPS)
+    ]
+    apart = _updated(factory, options, values, steps)
+    if apart is None:
         return True  # it cannot be built outside its run, so nothing is known against it
-    if apart is None or together is None:
+    if apart is _OTHER_SHAPES:
         return False
-    return states and torch.allclose(
-        torch.cat([tensor.flatten() for tensor in apart]), together[0], rtol=1e-4, atol=1e-6
+    row = [[_flat(of)] for of in values]
+    together = _updated(factory, options, row, [[[_flat(of)] for of in step] for step in steps])
+    if together is None or together is _OTHER_SHAPES:
+        return False
+    return all(
+        torch.allclose(_flat(one), other[0], rtol=1e-4, atol=1e-6)
+        for one, other in zip(apart, together, strict=True)
     )
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _updated(
-    factory: OptimizerFactory, values: list[torch.Tensor], steps: list[list[torch.Tensor]]
-) -> tuple[list[torch.Tensor] | None, bool]:
-    """The values after the steps, or None where the optimizer refuses them; and whether its state has their shapes."""
-    parameters = [torch.nn.Parameter(value.clone()) for value in values]
+    factory: OptimizerFactory,
+    options: list[dict[str, Any]],
+    values: list[list[Tensor]],
+    steps: list[list[list[Tensor]]],
+) -> list[list[Tensor]] | None:
+    """The values of each group after the steps, or None where the optimizer refuses them or keeps other shapes."""
+    parameters = [[torch.nn.Parameter(value.clone()) for value in of] for of in values]
+    groups = [
+        {**given, **({"lr": _RATE} if "lr" in given else {}), "params": of}
+        for given, of in zip(options, parameters, strict=True)
+    ]
     try:
-        optimizer = _build(factory, parameters)
-        for gradients in steps:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient.clone()
+        finished = factory.finished
+        make: Any = factory.cls if finished is None else type(finished)
+        optimizer = make(groups, **(factory.kwargs if finished is None else {}))
+        for step in steps:
+            for of, gradients in zip(parameters, step, strict=True):
+                for parameter, gradient in zip(of, gradients, strict=True):
+                    parameter.grad = gradient.clone()
             optimizer.step()
     except Exception:
-        return None, False
-    shapes = all(
-        tensor.dim() == 0 or tensor.shape == parameter.shape
-        for parameter in parameters
-        for tensor in optimizer.state.get(parameter, {}).values()
-        if isinstance(tensor, torch.Tensor)
+        return None
+    fits = all(
+        not isinstance(state, Tensor) or state.dim() == 0 or state.shape == parameter.shape
+        for of in parameters
+        for parameter in of
+        for state in optimizer.state.get(parameter, {}).values()
     )
-    return [parameter.detach() for parameter in parameters], shapes
-
-
-def _build(factory: OptimizerFactory, parameters: list[torch.nn.Parameter]) -> Any:
-    if factory.finished is None:
-        return factory.cls([{"params": parameters}], **factory.kwargs)
-    options = {key: value for key, value in factory.finished.defaults.items() if key != "params"}
-    return type(factory.finished)([{"params": parameters, **options}])  # type: ignore[call-arg]
+    return [[parameter.detach() for parameter in of] for of in parameters] if fits else _OTHER_SHAPES

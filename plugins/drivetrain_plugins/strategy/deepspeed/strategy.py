@@ -124,7 +124,7 @@ class DeepSpeedStrategy:
         if problems:
             raise ConfigurationError(problems)
         self.config = config
-        self._together = Together(run.processes.world_size > 1)
+        self._together = Together(run.processes.world_size)
         if optimizer is None or scheduler is None:
             self.engine = build_for_inference(self._vendor, config, model)
             self._serve_halves()

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from datetime import timedelta
+import time
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-PATIENCE = timedelta(seconds=5)
+PATIENCE = 5.0
+"""Seconds. Processes that fail in the same way arrive within a fraction of one."""
+_PAUSE = 0.02
+_meetings = itertools.count()
 
 
 class Together:
-    """A bounded meeting of all processes.
+    """A meeting of all processes that has a bound, unlike a barrier: over the store, and not by a collective.
 
     Args:
-        several: whether there is more than one.
+        world_size: how many processes there are.
     """
 
-    def __init__(self, several: bool) -> None:
-        self._group: Any = None
-        self._several = several
-        if several and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")  # the only backend whose barrier has a bound
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._key = f"drivetrain/deepspeed/close/{next(_meetings)}"
 
     def here(self) -> bool:
-        """Whether a collective may be begun: nobody fails, or all have come within the bound."""
-        if not self._several or sys.exc_info()[0] is None:
+        """Whether a collective may be begun: this process does not fail, or all have come within the bound."""
+        if self._world_size == 1 or sys.exc_info()[0] is None:
             return True
+        until = time.monotonic() + PATIENCE
         try:
-            dist.monitored_barrier(group=self._group, timeout=PATIENCE)
+            store: Any = distributed_c10d._get_default_store()
+            come = store.add(self._key, 1)
+            while come < self._world_size and time.monotonic() < until:
+                time.sleep(_PAUSE)
+                come = store.add(self._key, 0)
         except Exception:
-            return False
-        return True
+            return False  # the process that held the store is gone
+        return bool(come >= self._world_size)
