@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -126,16 +127,27 @@ def first_number(names: Iterable[str]) -> int | None:
 def attempt_and_launch() -> tuple[int, str | None]:
     """What the environment of this process says of `Processes.attempt` and `Processes.launch`.
 
-    A run of torchrun has an id where it was given one or draws one (`--standalone`); SLURM's job and step are
-    the same when the job is requeued.
+    A run of torchrun has an id where it was given one or draws one (`--standalone`), and else is told by the
+    process of its agent; SLURM's job and step are the same when the job is requeued.
     """
     requeued = first_number(["SLURM_RESTART_COUNT"]) or 0
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if "TORCHELASTIC_RESTART_COUNT" in os.environ:
         restarts = first_number(["TORCHELASTIC_RESTART_COUNT"]) or 0
-        return restarts + requeued, None if run == "none" else f"torchrun-{run}"
+        return restarts + requeued, _agent() if run == "none" else f"torchrun-{run}"
     job = os.environ.get("SLURM_JOB_ID")
     return (requeued, f"slurm-{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}") if job else (0, None)
+
+
+def _agent() -> str | None:
+    """The process that started this one, by machine, number and time of its start; None where /proc has no word."""
+    parent = os.getppid()
+    try:
+        with open(f"/proc/{parent}/stat", encoding="utf-8") as file:
+            started = file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+    return f"agent-{socket.gethostname()}-{parent}-{started}"
 
 
 def current(args: Any) -> Processes:

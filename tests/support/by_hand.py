@@ -83,9 +83,15 @@ def as_torchrun(rank: int, size: int, port: int) -> dict[str, object]:
 
 
 def run(
-    words: Sequence[str], environments: Sequence[Mapping[str, object]], timeout: float = 120.0
+    words: Sequence[str],
+    environments: Sequence[Mapping[str, object]],
+    timeout: float = 120.0,
+    enough: int | None = None,
 ) -> list[Ended]:
-    """Runs `python WORDS` once for each environment, all at a time; whoever is late is killed and has code -9."""
+    """Runs `python WORDS` once for each environment, all at a time.
+
+    Whoever still runs after `timeout` seconds, or when `enough` have ended, is killed and has code -9.
+    """
     began = time.monotonic()
     running = [
         subprocess.Popen(
@@ -101,7 +107,7 @@ def run(
     ended: dict[int, Ended] = {}
     try:
         # Read in turn: what they write is short enough for a pipe to hold.
-        while len(ended) < len(running) and time.monotonic() - began < timeout:
+        while len(ended) < (enough or len(running)) and time.monotonic() - began < timeout:
             for place, process in enumerate(running):
                 if place not in ended and process.poll() is not None:
                     out, err = process.communicate()

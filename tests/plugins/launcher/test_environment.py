@@ -161,7 +161,6 @@ def test_tasks_per_node():
     [
         ({}, (0, None)),
         ({"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "abc"}, (2, "torchrun-abc")),
-        ({"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}, (0, None)),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, (0, "slurm-7.0")),
         ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, (1, "slurm-7.batch")),
         (

@@ -43,8 +43,7 @@ class Act(TrainerCallback):
 trained = trainer(
     f"{folder}/run",
     callbacks=[Act()],
-    per_device_train_batch_size=8 // world,
-    **({"num_train_epochs": 1, "save_strategy": "no"} | settings),
+    **({"num_train_epochs": 1, "save_strategy": "no", "per_device_train_batch_size": 8 // world} | settings),
 )
 trained.train()
 if trained.is_world_process_zero():

@@ -1,0 +1,129 @@
+"""Real processes that fail: every one ends within the time, with one sentence, and none is killed by the test."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.by_hand import Ended, as_torchrun, free_port, run
+
+START = str(Path(__file__).with_name("start_script.py"))
+TRAIN = str(Path(__file__).with_name("train_script.py"))
+
+
+def start(count: int, size: int | None = None, port: int | None = None, **settings: Any) -> list[Ended]:
+    port = free_port() if port is None else port
+    ranks = [as_torchrun(rank, size or count, port) for rank in range(count)]
+    return run([START, json.dumps({"ddp_timeout": 5, **settings})], ranks)
+
+
+def train(folder: Path, count: int = 2, **settings: Any) -> list[Ended]:
+    port = free_port()
+    ranks = [as_torchrun(rank, count, port) for rank in range(count)]
+    return run([TRAIN, str(folder), json.dumps({"ddp_timeout": 60, **settings})], ranks)
+
+
+def test_a_backend_that_this_torch_lacks() -> None:
+    for each in start(2, ddp_backend="ccl"):
+        assert each.code == 1
+        assert each.sentence == (
+            "drivetrain.errors.ConfigurationError: ddp_backend='ccl' is not in this torch, which has: gloo."
+        )
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes() -> None:
+    port = free_port()
+    for each in start(2, size=3, port=port, ddp_timeout=10):
+        assert each.code == 1
+        assert each.sentence == (
+            f"drivetrain.errors.ProcessError: Of 3 processes 2 came to 127.0.0.1:{port} within 10 s (ddp_timeout), and "
+            "rank 2 did not: start as many as the launcher was told of, or raise ddp_timeout."
+        )
+
+
+@pytest.mark.slow
+def test_a_port_that_is_in_use() -> None:
+    """By a program that says nothing: torch's store would wait on it for ever, and end in SIGABRT."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        first, second = start(2, port=port)
+    assert (first.code, second.code) == (1, 1)
+    assert f"Port {port}, at which rank 0 waits for the others, cannot be had" in first.sentence
+    assert (
+        f"What listens at 127.0.0.1:{port} is not rank 0 of this run but another program" in second.sentence
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "code", "sentence"),
+    [
+        (
+            "kill",
+            -signal.SIGKILL,
+            "Another process of this run has ended: rank 1, without a word, as when it is killed or finds no memory.",
+        ),
+        ("raise", 1, "Another process of this run has failed: rank 1 by ValueError: my own fault"),
+        ("exit", 7, "Another process of this run has failed: rank 1 by SystemExit: 7"),
+    ],
+)
+def test_a_rank_that_ends_takes_the_others_with_it(
+    tmp_path: Path, act: str, code: int, sentence: str
+) -> None:
+    first, second, third = train(tmp_path, 3, act=act)
+    assert second.code == code
+    for each in (first, third):
+        assert each.code == 1, each.err
+        assert each.sentence == f"drivetrain.errors.ProcessError: {sentence}"
+        assert each.seconds - second.seconds < 30  # and not the 60 s of ddp_timeout
+
+
+@pytest.mark.slow
+def test_rank_0_that_is_killed(tmp_path: Path) -> None:
+    first, second = train(tmp_path, act="kill", rank=0)
+    assert (first.code, second.code) == (-signal.SIGKILL, 1)
+    assert second.sentence.startswith(
+        "drivetrain.errors.ProcessError: Another process of this run has ended: rank 0, without a word"
+    )
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_answer(tmp_path: Path) -> None:
+    """It is stopped, and its connections stay: only the timeout tells."""
+    port = free_port()
+    ranks = [as_torchrun(rank, 2, port) for rank in range(2)]
+    settings = {"ddp_timeout": 15, "act": "stop"}
+    first, second = run([TRAIN, str(tmp_path), json.dumps(settings)], ranks, enough=1)
+    assert second.code == -signal.SIGKILL  # by the test
+    assert first.code == 1, first.err
+    assert first.sentence == (
+        "drivetrain.errors.ProcessError: Another process of this run does not answer within ddp_timeout: see what the "
+        "others printed, and raise ddp_timeout where one of them only needs longer."
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"strategy": "fsdpp"}, "Unknown strategy 'fsdpp'. Did you mean 'fsdp'?"),
+        ({"plugins": {"ddp": {"statc_graph": True}}}, "Did you mean 'static_graph'?"),
+    ],
+)
+def test_what_is_wrong_for_all_is_said_by_all(
+    tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    for each in train(tmp_path, **settings):
+        assert each.code == 1
+        assert sentence in each.sentence
+
+
+@pytest.mark.slow
+def test_more_processes_than_rows_of_a_batch_is_fine(tmp_path: Path) -> None:
+    ended = train(tmp_path, 3, per_device_train_batch_size=1, max_steps=2)
+    assert [each.code for each in ended] == [0, 0, 0], [each.err for each in ended]
