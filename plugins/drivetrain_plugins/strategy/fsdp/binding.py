@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from drivetrain.checkpoint import name_parameters, optimizer_state_in
 from drivetrain.checkpoint.canonical import NOT_OF_PARAMETERS
@@ -231,7 +232,12 @@ def _held(entries: Sequence[tuple[Piece, Mapping[str, Any]]]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in entries[0][1].items():
         piece = entries[0][0]
-        if not isinstance(value, Tensor) or piece.group is None or value.numel() == 1 != piece.numel:
+        if (
+            isinstance(value, DTensor)
+            or not isinstance(value, Tensor)
+            or piece.group is None
+            or value.numel() == 1 != piece.numel
+        ):
             made[key] = value
             continue
         if piece.numel == 1 and value.dim() == 0:

@@ -27,7 +27,6 @@ class Plan:
         units: the modules that are units of their own, by name.
         mesh: of all ranks: one dimension, or replicas times shards.
         device: of this rank.
-        trained: whether there will be backward passes.
     """
 
     settings: Settings
@@ -35,7 +34,6 @@ class Plan:
     units: dict[str, nn.Module]
     mesh: DeviceMesh
     device: torch.device
-    trained: bool
 
     @property
     def shard_group(self) -> dist.ProcessGroup:
@@ -53,6 +51,7 @@ class Bare:
         places: for each of them every module and attribute that it stands at.
         layout: every module with the names of its own parameters, None where there is none.
         keys: what its state_dict holds, in its order: key -> parameter's name, buffer's place, or module.
+        kind: its class's name.
     """
 
     model: nn.Module
@@ -60,13 +59,14 @@ class Bare:
     places: dict[str, list[tuple[nn.Module, str]]]
     layout: list[tuple[nn.Module, dict[str, str | None]]] = field(default_factory=list)
     keys: dict[str, str | tuple[nn.Module, str] | nn.Module] = field(default_factory=dict)
+    kind: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> Bare:
         """Notes down how a model is, before it is wrapped."""
         parameters = dict(model.named_parameters())
         names = {id(parameter): name for name, parameter in parameters.items()}
-        bare = cls(model, parameters, {name: [] for name in parameters})
+        bare = cls(model, parameters, {name: [] for name in parameters}, kind=type(model).__name__)
         for module in model.modules():
             own = {
                 attribute: None if parameter is None else names[id(parameter)]
@@ -93,6 +93,29 @@ class Bare:
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 yield f"{dot}_extra_state", module
 
+    def scalars(self, device: torch.device) -> list[nn.Parameter]:
+        """The parameters without a dimension, which nothing can split, on the device."""
+        found = []
+        for name, parameter in list(self.parameters.items()):
+            if parameter.dim() == 0:
+                if parameter.device.type == "meta":
+                    parameter = self.materialise(name, device)
+                parameter.data = parameter.data.to(device)
+                found.append(parameter)
+        return found
+
+    def materialise(self, name: str, device: torch.device) -> nn.Parameter:
+        """Puts a parameter with memory in the place of one on the meta device."""
+        old = self.parameters[name]
+        new = nn.Parameter(
+            torch.zeros(old.shape, dtype=old.dtype, device=device), requires_grad=old.requires_grad
+        )
+        new.__dict__.update(vars(old))
+        self.parameters[name] = new
+        for module, attribute in self.places[name]:
+            module._parameters[attribute] = new
+        return new
+
     def restore(self) -> None:
         """Puts the model's own parameters back where they were, in their order."""
         for module, own in self.layout:
@@ -117,10 +140,12 @@ class Engine(Protocol):
     """One generation of FSDP around one model."""
 
     bare: Bare
+    plan: Plan
     pieces: dict[str, Piece]
+    wrapped: nn.Module
 
-    def wrap(self, bare: Bare, plan: Plan) -> nn.Module:
-        """Shards the model. A collective. Returns what is called."""
+    def wrap(self, bare: Bare, plan: Plan) -> None:
+        """Shards the model; `wrapped` is what is called. A collective."""
 
     def synchronise(self, last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch; gradients are reduced at the last."""

@@ -50,11 +50,11 @@ class First:
         # Of each piece its flat parameter's handle, and where it begins in the shard and in the whole of it.
         self._places: dict[str, tuple[Any, int, int]] = {}
 
-    def wrap(self, bare: Bare, plan: Plan) -> nn.Module:
-        """Wraps the model's units and the model; returns the outermost wrapper."""
+    def wrap(self, bare: Bare, plan: Plan) -> None:
+        """Wraps the model's units, and the model."""
         self.bare, self.plan = bare, plan
         model = bare.model
-        scalars = [parameter for parameter in bare.parameters.values() if parameter.dim() == 0]
+        scalars = bare.scalars(plan.device)
         common = self._common(scalars)
         if not plan.settings.use_orig_params:
             self._check_frozen()
@@ -66,13 +66,10 @@ class First:
                 for parent, key in where[id(unit)]:
                     self._wrapped_at.append((parent, key, unit))
                     parent._modules[key] = wrapper
-            for scalar in scalars:
-                scalar.data = scalar.data.to(plan.device)
-            self.wrapper = self._wrap_one(model, common, names)
+            self.wrapped: nn.Module = self._wrap_one(model, common, names)
             self._set_state_dict_type()
-            _runtime_utils._lazy_init(self.wrapper, self.wrapper)  # the outermost is so from here on
+            _runtime_utils._lazy_init(self.wrapped, self.wrapped)  # the outermost is so from here on
         self._note_pieces()
-        return self.wrapper
 
     def _common(self, scalars: list[nn.Parameter]) -> dict[str, Any]:
         """What every unit's wrapper is given."""
@@ -100,9 +97,16 @@ class First:
         return common
 
     def _wrap_one(
-        self, unit: nn.Module, common: dict[str, Any], names: Mapping[int, str]
+        self, unit: nn.Module, common: dict[str, Any], names: dict[int, str]
     ) -> FullyShardedDataParallel:
         own = [name for p in unit.parameters() if (name := names.get(id(p))) is not None and p.dim()]
+        for name in own:
+            if self.bare.parameters[name].device.type == "meta":
+                names[id(self.bare.materialise(name, self.plan.device))] = name
+        for module in unit.modules():
+            for attribute, buffer in module._buffers.items():
+                if buffer is not None and buffer.device.type == "meta":
+                    module._buffers[attribute] = torch.zeros_like(buffer, device=self.plan.device)
         wrapper = FullyShardedDataParallel(unit, **common)
         wrapper.training = unit.training  # a wrapper says that it trains, whatever is inside
         if not self.plan.settings.use_orig_params:
@@ -129,7 +133,7 @@ class First:
     def _set_state_dict_type(self) -> None:
         if self.plan.settings.state_dict_type == "sharded_state_dict":
             FullyShardedDataParallel.set_state_dict_type(
-                self.wrapper, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig()
+                self.wrapped, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig()
             )
         else:
             # Offloading what lies on the host already reads freed memory.
@@ -137,10 +141,10 @@ class First:
                 offload_to_cpu=self.plan.device.type != "cpu" and not self.plan.settings.offload,
                 rank0_only=False,
             )
-            FullyShardedDataParallel.set_state_dict_type(self.wrapper, StateDictType.FULL_STATE_DICT, config)
+            FullyShardedDataParallel.set_state_dict_type(self.wrapped, StateDictType.FULL_STATE_DICT, config)
 
     def _handles(self) -> Iterator[Any]:
-        for module in FullyShardedDataParallel.fsdp_modules(self.wrapper):
+        for module in FullyShardedDataParallel.fsdp_modules(self.wrapped):
             if module._handle is not None:
                 yield module._handle
 
@@ -185,7 +189,8 @@ class First:
         """`no_sync` but for the last micro-batch."""
         if last:
             return _NOTHING
-        context: AbstractContextManager[Any] = self.wrapper.no_sync()
+        wrapped: Any = self.wrapped
+        context: AbstractContextManager[Any] = wrapped.no_sync()
         return context
 
     def pending(self, piece: Piece) -> Tensor | None:

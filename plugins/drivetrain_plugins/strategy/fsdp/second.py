@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from drivetrain_plugins.strategy.fsdp.blocks import inner_first
 from drivetrain_plugins.strategy.fsdp.engine import Bare, Plan
-from drivetrain_plugins.strategy.fsdp.shards import Piece, agree_on_spans, like_holder, part
+from drivetrain_plugins.strategy.fsdp.shards import Piece, agree_on_spans, as_holder, like_holder, part
 
 # The module, whose name in its package is that of a function of it.
 _contract: Any = importlib.import_module("torch.distributed._composable.contract")
@@ -36,12 +36,12 @@ class Second:
         self.pieces: dict[str, Piece] = {}
         self._syncs = True
 
-    def wrap(self, bare: Bare, plan: Plan) -> nn.Module:
-        """Shards the model in place and returns it."""
-        self.bare, self.plan = bare, plan
+    def wrap(self, bare: Bare, plan: Plan) -> None:
+        """Shards the model in place."""
+        self.bare, self.plan, self.wrapped = bare, plan, bare.model
         model, settings = bare.model, plan.settings
+        scalars = set(bare.scalars(plan.device))
         names = {id(parameter): name for name, parameter in bare.parameters.items()}
-        scalars = {parameter for parameter in bare.parameters.values() if parameter.dim() == 0}
         common: dict[str, Any] = {
             "mesh": plan.mesh,
             "mp_policy": mixed_precision(settings.mixed_precision),
@@ -62,11 +62,20 @@ class Second:
             for name in own:
                 if bare.parameters[name].dim():
                     bare.empty(name)
-        for scalar in scalars:
-            scalar.data = scalar.data.to(plan.device)
+        self._materialise()
         self._set_up(model)
         self._note_pieces()
-        return model
+
+    def _materialise(self) -> None:
+        """Memory for this rank's part of parameters on the meta device."""
+        device = torch.device("cpu") if self.plan.settings.offload else self.plan.device
+        for record in self._sharded():
+            old = record.sharded_param
+            if old.device.type == "meta":
+                inner = torch.zeros(old.to_local().shape, dtype=old.dtype, device=device)
+                new = nn.Parameter(as_holder(old, inner), requires_grad=old.requires_grad)
+                record._setattr_on_modules(new)
+                record.reset_sharded_param()
 
     def _set_up(self, model: nn.Module) -> None:
         plan = self.plan

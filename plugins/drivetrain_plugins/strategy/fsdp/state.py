@@ -42,7 +42,7 @@ def weights_in(engine: Engine, weights: Mapping[str, Any]) -> None:
         CheckpointError: names or shapes do not fit.
     """
     bare = engine.bare
-    kind = type(bare.model).__name__
+    kind = bare.kind
     tied = {source: key for key, source in bare.keys.items() if isinstance(source, str) and key in weights}
     missing = [
         key

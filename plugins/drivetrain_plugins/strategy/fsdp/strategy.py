@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from drivetrain.collecting import collect
-from drivetrain.errors import ConfigurationError
+from drivetrain.errors import ConfigurationError, DrivetrainError
 from drivetrain.memory import is_out_of_memory
 from drivetrain.plugin import hookimpl
 from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
@@ -22,7 +22,9 @@ from drivetrain_plugins.strategy.fsdp import state as states
 from drivetrain_plugins.strategy.fsdp.binding import Binding
 from drivetrain_plugins.strategy.fsdp.blocks import find_units
 from drivetrain_plugins.strategy.fsdp.clipping import ShardedScaler, clip_grad_norm, holders_of
+from drivetrain_plugins.strategy.fsdp.deferred import Deferred
 from drivetrain_plugins.strategy.fsdp.engine import Bare, Engine, Plan
+from drivetrain_plugins.strategy.fsdp.loading import Loading, is_empty
 from drivetrain_plugins.strategy.fsdp.options import FSDPOptions, inert, read_settings
 from drivetrain_plugins.strategy.fsdp.processes import end_group, ensure_group, mesh_of
 from drivetrain_plugins.strategy.fsdp.shards import gather, part
@@ -48,6 +50,10 @@ class FSDPStrategy:
         self.engine: Engine | None = None
         self.binding: Binding | None = None
         self.scaler: ShardedScaler | None = None
+        self.deferred: Deferred | None = None
+        self.loading: Loading | None = None
+        self.built = False
+        self.keeps = False  # whether the model stays in its shards when the run ends
         self._made_group = False
         self._undo: list[Callable[[], object]] = []
         self._error_before = sys.exc_info()[1]
@@ -71,8 +77,13 @@ class FSDPStrategy:
         self.everywhere = any(savers[1:])  # whether more than rank 0 writes
 
     def model_context(self) -> AbstractContextManager[Any]:
-        """The model is built as it is."""
-        return nullcontext()
+        """Under cpu_ram_efficient_loading, or where weights are read from files, one in which nothing has memory."""
+        self.built = True
+        wanted = self.settings.cpu_ram_efficient_loading or self.options.weights is not None
+        if not wanted or self.run.processes.world_size == 1:
+            return nullcontext()
+        self.deferred = Deferred()
+        return self.deferred
 
     def prepare(
         self, model: Model, optimizer: OptimizerFactory | None, scheduler: SchedulerFactory | None
@@ -81,14 +92,28 @@ class FSDPStrategy:
         policy = self.run.precision.policy
         self.model = model
         left: _Left | None = vars(model).pop(_LEFT, None)
-        if left is not None:
-            _make_whole(left.engine, left.binding)  # an error had ended its run
+        if left is not None and not self._goes_on_with(left):
+            _make_whole(left.engine, left.binding)
+            left = None
         trained = optimizer is not None and scheduler is not None
+        if left is None and (is_empty(model) or (self.built and self.options.weights is not None)):
+            recording = self.deferred.recording if self.deferred is not None else None
+            self.loading = Loading(model, recording, self.options.weights)
+        elif left is None and self.options.weights is not None and self.run.is_main_process and trained:
+            logger.warning(
+                "weights of the strategy 'fsdp' has no effect: the model given has its weights already."
+            )
         if trained and policy.parameter is not None:
             model.to(policy.parameter)
         if optimizer is not None:
             self.binding = Binding(optimizer, model)
-        self.engine = self._engine(model, trained)
+        units = left.engine.plan.units if left is not None else find_units(model, self.settings)
+        if trained and self.settings.activation_checkpointing:
+            self._recompute(units)
+        self.engine = left.engine if left is not None else self._engine(model, units)
+        self.wrapped = self.engine.wrapped
+        self.keeps = self.loading is not None and self.loading.was_empty and self.settings.version == 2
+        self.keeps = self.keeps or left is not None
         self.replicated = [p.holder for p in self.engine.pieces.values() if p.alone]
         if optimizer is None or scheduler is None or self.binding is None:
             return Prepared(self.wrapped, None, None)
@@ -107,21 +132,29 @@ class FSDPStrategy:
         self.zero_grad()
         return Prepared(self.wrapped, self.optimizer, self.scheduler)
 
-    def _engine(self, model: Model, trained: bool) -> Engine:
-        units = find_units(model, self.settings)
-        plan = Plan(self.settings, self.options, units, self.mesh, self.run.device, trained)
-        if trained and self.settings.activation_checkpointing:
-            if not units:
-                raise ConfigurationError(
-                    "fsdp_config's activation_checkpointing needs blocks to compute again: add auto_wrap to fsdp, or "
-                    "name classes in transformer_layer_cls_to_wrap."
-                )
-            self._undo += [checkpoint_block(unit) for unit in units.values()]
+    def _recompute(self, units: Mapping[str, nn.Module]) -> None:
+        """Computes the units' activations again in the backward pass, until the run ends."""
+        if not units:
+            raise ConfigurationError(
+                "fsdp_config's activation_checkpointing needs blocks to compute again: add auto_wrap to fsdp, or "
+                "name classes in transformer_layer_cls_to_wrap."
+            )
+        self._undo += [checkpoint_block(unit) for unit in units.values()]
+
+    def _engine(self, model: Model, units: dict[str, nn.Module]) -> Engine:
+        plan = Plan(self.settings, self.options, units, self.mesh, self.run.device)
         if self.settings.sync_module_states:
             _synchronise(model, self.run.device)
-        bare = Bare.of(model)
+        if self.loading is not None:
+            self.loading.note_names(model)
         engine = new_engine(self.settings.version)
-        self.wrapped = engine.wrap(bare, plan)
+        engine.wrap(Bare.of(model), plan)
+        if self.loading is not None:
+            try:
+                self.loading.fill(engine, self.run.device)
+            except DrivetrainError:  # on every rank alike
+                self.loading.take_back(engine)
+                raise
         logger.info(
             "FSDP %d: %d units and the rest, over %d processes.",
             self.settings.version,
@@ -129,6 +162,11 @@ class FSDPStrategy:
             self.mesh.size(),
         )
         return engine
+
+    def _goes_on_with(self, left: _Left) -> bool:
+        """Whether a model in shards can be trained in the same ones."""
+        plan = left.engine.plan
+        return left.keeps and plan.mesh is self.mesh and plan.settings == self.settings
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are reduced only at the last micro-batch."""
@@ -227,21 +265,24 @@ class FSDPStrategy:
     def _give_back(self, engine: Engine) -> None:
         binding = self.binding if hasattr(self, "optimizer") else None
         error = sys.exc_info()[1]
-        if error is None or error is self._error_before:
+        failed = error is not None and error is not self._error_before
+        if not failed and not self.keeps:
             _make_whole(engine, binding)
-        elif self.run.args.auto_find_batch_size and is_out_of_memory(error):
+        elif error is not None and failed and self.run.args.auto_find_batch_size and is_out_of_memory(error):
             _make_empty(engine, binding)  # what it held is put back from the host
         else:
-            # The other ranks may not be here, so nothing is gathered until there is a next run.
-            vars(self.model)[_LEFT] = _Left(engine, binding)
+            # After an error the other ranks may not be here, so nothing is gathered until there is a next run.
+            engine.rest()
+            vars(self.model)[_LEFT] = _Left(engine, binding, self.keeps)
 
 
 @dataclass
 class _Left:
-    """What sharded a model, and the optimizer on it."""
+    """What sharded a model, the optimizer on it, and whether it is to stay so."""
 
     engine: Engine
     binding: Binding | None
+    keeps: bool
 
 
 def _make_whole(engine: Engine, binding: Binding | None) -> None:
@@ -254,6 +295,8 @@ def _make_whole(engine: Engine, binding: Binding | None) -> None:
             made = gather(piece, part(piece, piece.holder), everywhere=True, host=False)
             assert made is not None
             whole[name] = made
+            if bare.parameters[name].device.type == "meta":
+                bare.parameters[name] = nn.Parameter(made, bare.parameters[name].requires_grad)
     if binding is not None:
         binding.move_out(bare.parameters)
     engine.unwrap()
