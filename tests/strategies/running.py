@@ -41,6 +41,31 @@ from strategies.tables import Grid, markdown, show
 
 WORLDS = (1, 2, 4)
 
+PAGE = """# What holds, in numbers
+
+Every strategy's real engine is run against one process, on a small model like a transformer, on CPUs: a tied weight, a
+frozen parameter, a buffer, layers of 5 and of 7 rows, 51 rows that fit no batch, and an accumulation with a micro-batch
+left over at the end of an epoch. Updates are AdamW's, with decay, a schedule, and gradients that are clipped where they
+are too long. This page is what the command prints:
+
+```sh
+{command}
+```
+
+A **difference** of numbers is relative. That of a tensor is its largest element's difference by the reference's largest
+element: of an element near zero a relative difference says nothing. Compared are the loss of every micro-batch, the
+gradient's norm at every update, the log, the metrics of evaluations, predictions row by row, final weights, and of the
+checkpoints the optimizer's state by parameter name, its groups, the schedule, gradients carried along, and the place in
+the data.
+
+The **tolerance** is {fp32:.0e} in fp32. What is seen is some 1e-7, which is the rounding of fp32 when sums are taken in
+another order; a mistake, such as a row counted twice or a gradient divided once too often, is 1e-3 and more. In bf16 the
+tolerance is {bf16:.0e}, since bf16 has no more than three digits.
+
+The rows of an update are the same whatever the number of processes ([Strategies](index.md)), so nothing here is averaged
+out, and nothing is left to chance.
+"""
+
 
 @dataclass
 class Harness:
@@ -392,7 +417,9 @@ def main() -> int:
     for failure in failures:
         console.print(f"FAILED {failure}", style="red", highlight=False, markup=False)
     if chosen.out:
-        chosen.out.write_text("\n".join(map(markdown, grids)))
+        command = "nox -s strategies_soak" if chosen.soak else "nox -s strategies"
+        page = PAGE.format(command=f"{command} -- --out {chosen.out.name}", **TOLERANCE)
+        chosen.out.write_text("\n".join([page, *map(markdown, grids)]))
     return 1 if failures else 0
 
 
