@@ -36,14 +36,13 @@ DRIVERS = ("hand", "drivetrain", "accelerate", "lightning")
 MODELS = ("small", "transformer")
 TARGET = 1.03  # drivetrain to the loop by hand
 PROCESSES = 2
-MINUTES = 30  # a pair that takes longer is ended: one of its processes waits for the other
 
 
 class Failed(Exception):
     """A pair of processes that did not come to the end."""
 
 
-def pair(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def pair(spec: dict[str, Any], folder: Path, minutes: float) -> list[dict[str, Any]]:
     """Starts the processes, and returns what each of them found.
 
     Raises:
@@ -68,9 +67,9 @@ def pair(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
             start_new_session=True,
         )
         try:
-            code: int | str = process.wait(timeout=MINUTES * 60)
+            code: int | str = process.wait(timeout=minutes * 60)
         except subprocess.TimeoutExpired:
-            code = f"nothing after {MINUTES} minutes"
+            code = f"not at its end after {minutes:g} minutes"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -80,9 +79,9 @@ def pair(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"out.{rank}").read_text()) for rank in range(PROCESSES)]
 
 
-def start(spec: dict[str, Any]) -> list[dict[str, Any]]:
+def start(spec: dict[str, Any], minutes: float = 30) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        return pair(spec, Path(folder))
+        return pair(spec, Path(folder), minutes)
 
 
 class Figures:
@@ -127,7 +126,10 @@ def timing(options: argparse.Namespace, model: str, strategy: str) -> dict[str, 
             "drivers": options.drivers,
             "seed": launch,
         }
-        found = start({**spec, "rounds": options.rounds, "windows": options.windows, "work": options.work})
+        found = start(
+            {**spec, "rounds": options.rounds, "windows": options.windows, "work": options.work},
+            options.minutes,
+        )
         reasons |= found[0]["reasons"]
         about |= found[0]["about"]
         for driver in found[0]["rounds"]:
@@ -151,7 +153,7 @@ def memory(options: argparse.Namespace, model: str, strategy: str, drivers: list
     for _ in range(options.memory_launches):
         for driver in drivers:
             spec = {"kind": "memory", "model": model, "strategy": strategy, "drivers": [driver]}
-            found = start({**spec, "windows": 1, "work": options.work})
+            found = start({**spec, "windows": 1, "work": options.work}, options.minutes)
             if not any("reason" in part for part in found):
                 both = max(part["peak"] for part in found), max(part["growth"] for part in found)
                 runs[driver].append(both)
@@ -215,6 +217,9 @@ def main(arguments: list[str]) -> int:
         "--memory-launches", type=int, default=3, help="pairs of processes that weigh a driver"
     )
     parser.add_argument(
+        "--minutes", type=float, default=30, help="a pair of processes is ended after that time"
+    )
+    parser.add_argument(
         "--work", type=json.loads, default={}, help="JSON: other figures for the work (warm_up, ...)"
     )
     parser.add_argument("--json", metavar="OUT", help="also write the figures, round by round, to this file")
@@ -228,6 +233,7 @@ def main(arguments: list[str]) -> int:
             if word not in known:
                 parser.error(f"unknown: {word}. Known: {', '.join(known)}")
     out: dict[str, Any] = {"models": {}, "targets_met": {}}
+    failed = False
     for model in options.models:
         table = out["models"].setdefault(model, {})
         for strategy in options.strategies:
@@ -241,7 +247,7 @@ def main(arguments: list[str]) -> int:
                         found["drivers"][driver] |= entry
             except Failed as problem:
                 print(f"\n{strategy}, {model}: failed\n{problem}")
-                out["targets_met"][f"{strategy}, {model}"] = None
+                out["targets_met"][f"{strategy}, {model}"], failed = None, True
                 continue
             found["load"] = load
             table[strategy] = found
@@ -249,7 +255,7 @@ def main(arguments: list[str]) -> int:
             sys.stdout.flush()
     if options.json:
         Path(options.json).write_text(json.dumps(out, indent=1))
-    return 1 if options.check and not all(out["targets_met"].values()) else 0
+    return 1 if failed or (options.check and not all(out["targets_met"].values())) else 0
 
 
 if __name__ == "__main__":

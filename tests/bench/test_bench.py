@@ -60,29 +60,26 @@ def test_an_unknown_engine_is_named() -> None:
 def test_strategies_runs_time_and_memory(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     work = {"warm_up": 1, "window": 2, "steps": 4, "log_every": 2}
-    words = "--strategies ddp,fsdp2 --drivers hand,drivetrain --models transformer --rounds 2 --launches 1"
-    words += f" --windows 1 --memory-launches 1 --json {out} --work"
+    words = "--strategies fsdp2 --drivers hand,drivetrain --models transformer --rounds 2 --launches 1"
+    words += f" --windows 1 --memory-launches 1 --minutes 1.5 --json {out} --work"
     done = subprocess.run(
         [sys.executable, str(BENCH / "strategies.py"), *words.split(), json.dumps(work)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=290,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads(out.read_text())
-    tables = found["models"]["transformer"]
-    assert set(tables) == {"ddp", "fsdp2"}
-    for strategy, held in (("ddp", 1.0), ("fsdp2", 0.5)):  # what a process holds of AdamW's state
-        table = tables[strategy]
-        assert not table["reasons"], table["reasons"]
-        for driver in ("hand", "drivetrain"):
-            entry = table["drivers"][driver]
-            assert entry["optimizer_elements"] == pytest.approx(held * 2 * 5_018_112, rel=0.001)
-            assert len(entry["rounds"]["wall"]) == len(entry["rounds"]["cpu"]) == 2
-            assert 0 < entry["growth_mib"] < entry["peak_mib"]
-        assert table["drivers"]["hand"]["to_hand"]["cpu"]["median"] == 1.0
+    table = json.loads(out.read_text())["models"]["transformer"]["fsdp2"]
+    assert not table["reasons"], table["reasons"]
+    for driver in ("hand", "drivetrain"):
+        entry = table["drivers"][driver]
+        # Each of two processes holds half of AdamW's two averages.
+        assert entry["optimizer_elements"] == pytest.approx(5_018_112, rel=0.001)
+        assert len(entry["rounds"]["wall"]) == len(entry["rounds"]["cpu"]) == 2
+        assert 0 < entry["growth_mib"] < entry["peak_mib"]
+    assert table["drivers"]["hand"]["to_hand"]["cpu"]["median"] == 1.0
 
 
 def test_strategies_say_what_is_unknown() -> None:
