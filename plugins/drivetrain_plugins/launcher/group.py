@@ -22,6 +22,7 @@ from drivetrain.processes import Processes, attempt_and_launch
 from drivetrain_plugins.launcher.devices import check_not_shared, choose, identity
 from drivetrain_plugins.launcher.ending import end_at_exit
 from drivetrain_plugins.launcher.environment import Place
+from drivetrain_plugins.launcher.interfaces import tell_gloo
 from drivetrain_plugins.launcher.meeting import Card, Host, Where, attend, listen
 from drivetrain_plugins.launcher.news import News
 
@@ -112,6 +113,7 @@ def _meet(place: Place, mine: Card, timeout: timedelta) -> tuple[Card, Store, Ne
         store = TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
         agreed = host.meet(lambda cards: _agree(cards) | {"store": store.port})
         del agents
+        tell_gloo(host.lines.values())
         return agreed, store, News(0, place.size, host.lines)
     agents = _agents_store(place, timeout) if place.through_store else None
     agreed, found, line = attend(
@@ -120,6 +122,7 @@ def _meet(place: Place, mine: Card, timeout: timedelta) -> tuple[Card, Store, Ne
         seconds,
         sure=agents is None,
     )
+    tell_gloo([line])
     with peers.watched():
         store = TCPStore(found.address, agreed["store"], None, False, timeout)
     return agreed, store, News(place.rank, place.size, {0: line})
