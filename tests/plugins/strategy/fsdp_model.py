@@ -33,7 +33,7 @@ class Block(nn.Module):
 class Hard(nn.Module):
     """5 rows (over 2 and 4 ranks uneven, one rank of 4 without any), a tied weight, buffers, a scalar, a frozen one."""
 
-    def __init__(self, frozen: bool = True, scalar: bool = True) -> None:
+    def __init__(self, frozen: bool = True, scalar: bool = True, branch: bool = False) -> None:
         super().__init__()
         self.first = nn.Linear(8, 5)
         self.up = nn.Linear(5, 12)
@@ -46,6 +46,8 @@ class Hard(nn.Module):
             self.mixing = nn.Parameter(torch.randn(5, 3), requires_grad=False)
         else:
             self.register_buffer("mixing", torch.randn(5, 3))
+        if branch:
+            self.spare = nn.Linear(3, 3)
         if scalar:
             self.scale = nn.Parameter(torch.tensor(1.5))
 
@@ -57,6 +59,8 @@ class Hard(nn.Module):
         logits = self.again(out) @ self.mixing
         if hasattr(self, "scale"):
             logits = logits * self.scale
+        if hasattr(self, "spare") and labels is not None and (chosen := labels == 2).any():
+            logits = logits + self.spare(logits) * chosen[:, None]  # a rank may have no such row
         if labels is None:
             return {"logits": logits}
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}

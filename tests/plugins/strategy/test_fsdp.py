@@ -71,7 +71,7 @@ def two(folder: Path, first_checkpoint: str) -> dict[str, dict[str, Any]]:
         "v1": fsdp(**V1, **EVERY_EPOCH),
         "v1_grad_op": fsdp("shard_grad_op auto_wrap", **V1),
         "v1_no_shard": fsdp("no_shard", **V1, **EVERY_EPOCH),
-        "v1_hybrid": fsdp("hybrid_shard auto_wrap", **V1),
+        "v1_hybrid": fsdp("hybrid_shard auto_wrap", **V1, **EVERY_EPOCH),
         "v1_resumed": fsdp(resume=first_checkpoint, **V1, **EVERY_EPOCH),
         "v1_finished": fsdp(finished=True, **V1),
         "v1_twice": fsdp(twice=True, **V1),
@@ -197,3 +197,41 @@ def test_one_process(folder: Path, one: dict[str, Any]) -> None:
         assert_same(one, made)
         assert made["seen"]["strategy"] == "FSDPStrategy"
     assert not torch.distributed.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def four(folder: Path, first_checkpoint: str, two: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    of_two = min((folder / "two" / "v1_hybrid").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    in_twos = {"plugins": {"fsdp": {"shard_size": 2}}}
+    scenarios = {
+        "v2": fsdp(),
+        "v2_hybrid": fsdp("hybrid_shard auto_wrap", **in_twos),
+        "v2_resumed": fsdp(resume=first_checkpoint),
+        "v2_from_v1": fsdp(resume=str(of_two)),
+        "v1": fsdp(**V1),
+        "v1_hybrid": fsdp("hybrid_shard auto_wrap", **in_twos, **V1),
+        "v1_resumed": fsdp(resume=first_checkpoint, **V1),
+        "v1_flat": fsdp(fsdp_config={"use_orig_params": False}, **V1, **FLAT),
+    }
+    return launch(folder / "four", scenarios, processes=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["v2", "v2_hybrid", "v2_resumed", "v2_from_v1", "v1", "v1_hybrid", "v1_resumed"]
+)
+def test_four_processes_are_one(name: str, one: dict[str, Any], four: dict[str, dict[str, Any]]) -> None:
+    """One of them has no row of the parameters with 5; checkpoints come from one process and from two."""
+    found = four[name]
+    assert_same({**one, "norms": one["norms"][-len(found["norms"]) :]}, found)
+    assert found["plain"]
+
+
+@pytest.mark.slow
+def test_replicas_of_shards(four: dict[str, dict[str, Any]]) -> None:
+    for name in ("v2_hybrid", "v1_hybrid"):
+        for rank in four[name]["ranks"]:
+            assert rank["seen"]["mesh"] == [2, 2]
+            assert 0.4 < rank["seen"]["kept"] / rank["seen"]["whole"] < 0.6
+    for rank in four["v2"]["ranks"]:
+        assert rank["seen"]["kept"] / rank["seen"]["whole"] < 0.4

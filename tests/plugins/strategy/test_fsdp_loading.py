@@ -53,7 +53,9 @@ def test_the_numbers_are_those_of_one_process(
     if one["again"] is not None:
         assert two["again"] == pytest.approx(one["again"], rel=1e-5)
     saved = [load_file(folder / where / name / "saved" / "model.safetensors") for where in ("one", "two")]
-    assert saved[0].keys() == saved[1].keys()
+    assert (
+        saved[0].keys() <= saved[1].keys()
+    )  # a model in shards may write a tied weight under both its names
     for key in saved[0]:
         torch.testing.assert_close(saved[1][key], saved[0][key], rtol=1e-5, atol=1e-5)
 
