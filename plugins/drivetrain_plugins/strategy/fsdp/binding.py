@@ -140,6 +140,9 @@ class Binding:
             if not entry:
                 continue
             for piece in pieces:
+                begin, end = piece.span
+                if begin == end and piece.numel:
+                    continue  # optimizers pass by what has no element here, and what they count stands still
                 entries[piece.name] = entry
                 mine[piece.name] = {key: _described(piece, value) for key, value in entry.items()}
         told: list[dict[str, dict[str, tuple[str, Any]]]] = [mine]

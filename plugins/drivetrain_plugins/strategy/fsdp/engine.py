@@ -156,6 +156,9 @@ class Engine(Protocol):
     def reduced(self, piece: Piece) -> Tensor | None:
         """This rank's elements, flat, of the gradient that was reduced already; None where there is none."""
 
+    def drop_gradients(self) -> None:
+        """Drops what is kept of gradients besides those of the holders, which the strategy has dropped."""
+
     def set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Sets the reduced gradients, of whole tensors by name; the next backward passes add to them."""
 

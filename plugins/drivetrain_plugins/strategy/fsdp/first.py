@@ -230,6 +230,13 @@ class First:
         size = flat._local_shard.size() if handle.uses_sharded_strategy else flat.size()
         return gradient if gradient is not None and gradient.size() == size else None
 
+    def drop_gradients(self) -> None:
+        """The flat gradients too, of which those of the parameters were views."""
+        for handle in self._handles():
+            handle.flat_param.grad = None
+            if hasattr(handle.flat_param, "_saved_grad_shard"):
+                del handle.flat_param._saved_grad_shard
+
     def set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Sets the shard of each flat gradient, which the engine adds to."""
         made: dict[int, Tensor] = {}

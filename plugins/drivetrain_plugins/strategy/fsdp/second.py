@@ -142,6 +142,9 @@ class Second:
         """`.grad` of the sharded parameter."""
         return None if piece.holder.grad is None else part(piece, piece.holder.grad)
 
+    def drop_gradients(self) -> None:
+        """Nothing is kept besides those of the parameters."""
+
     def set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Sets `.grad` of the sharded parameters, which the engine adds to."""
         self._forget_pending()

@@ -208,6 +208,8 @@ class FSDPStrategy:
         """Drops every gradient."""
         for holder, _ in self.holders:
             holder.grad = None
+        if self.engine is not None:
+            self.engine.drop_gradients()
 
     def collect(self, tensors: Any) -> Any:
         """All ranks' tensors, one after another along dimension 0."""
