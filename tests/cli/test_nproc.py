@@ -1,0 +1,200 @@
+"""`--nproc`: one command, several processes, one voice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.by_hand import environment
+
+Edit = Callable[[str, str], None]
+Command = Callable[..., Any]
+
+ACTING = """
+
+class Acting(Line):
+    '''Does at its third batch what $ACT says, in the first attempt.'''
+
+    def forward(self, x, labels=None):
+        import os, signal, time
+        self.calls = getattr(self, "calls", 0) + 1
+        act, rank = os.environ.get("ACT", ":").split(":")
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and os.environ.get("RANK") == rank and self.calls == 3:
+            if act == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if act == "raise":
+                raise ValueError("my own fault")
+            if act == "sleep":
+                print("ASLEEP", flush=True)
+                time.sleep(120)
+        return super().forward(x, labels)
+
+
+def acting(width=2):
+    return Acting(width)
+"""
+
+
+def words(*more: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", "drivetrain", "train", "run.toml", "--nproc", "2", *more]
+
+
+def run(*more: str, act: str = ":") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words(*more), capture_output=True, text=True, timeout=200, check=False, env=environment(ACT=act)
+    )
+
+
+@pytest.fixture
+def acting(project: Path, edit: Edit) -> Path:
+    with (project / "line_project.py").open("a") as file:
+        file.write(ACTING)
+    edit("line_project:model", "line_project:acting")
+    edit('evaluation_strategy = "epoch"\n', "save_steps = 2\n")
+    edit('save_strategy = "epoch"', 'save_strategy = "steps"')
+    return project
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--nproc", "0"], "--nproc 0 is no number of processes: write a number, or auto."),
+        (["--nproc", "two"], "--nproc two is no number of processes: write a number, or auto."),
+        (["--max-restarts", "1"], "How many processes each machine starts is said by --nproc N."),
+        (["--nproc", "2", "--max-restarts", "-1"], "--max-restarts -1 is no number of restarts"),
+        (["--nproc", "2", "--nnodes", "2:1"], "--nnodes 2:1 is no number of machines: write 2, or 1:4"),
+        (["--nproc", "2", "--nnodes", "2"], "--nnodes needs --rdzv-endpoint HOST:PORT"),
+        (["--nproc", "2", "--nnodes", "2"], "--nnodes needs --rdzv-id NAME"),
+        (
+            ["--nproc", "2", "--rdzv-endpoint", "node1"],
+            "--rdzv-endpoint node1 lacks its port: write HOST:PORT.",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(
+    project: Path, drivetrain: Command, options: list[str], sentence: str
+) -> None:
+    result = drivetrain("train", "run.toml", *options)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+
+
+def test_auto_counts_cuda_devices(project: Path, drivetrain: Command) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA devices")
+    result = drivetrain("train", "run.toml", "--nproc", "auto")
+    assert result.exit_code == 2
+    assert "--nproc auto counts CUDA devices, and this machine has none: write --nproc N." in result.stderr
+
+
+def test_one_of_several_starts_no_more(
+    project: Path, drivetrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = drivetrain("train", "run.toml", "--nproc", "2")
+    assert result.exit_code == 2
+    assert "this one is already one of 2: leave --nproc out, or the launcher." in result.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_and_one_voice(project: Path) -> None:
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Training: run.toml") == 1
+    assert done.stdout.count("Done") == 1
+    assert "8 a device x 2 processes" in done.stdout
+    assert "strategy   ddp" in done.stdout
+    assert done.stderr == ""
+    state = json.loads((project / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 8
+    evaluated = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "drivetrain", "predict", "run.toml", "--nproc", "2", "--checkpoint", "out"],
+        capture_output=True, text=True, timeout=200, check=False, env=environment(),
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.count("Done") == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(project: Path) -> None:
+    done = run("--learnin-rate", "1")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines == [
+        "Error: Unknown option '--learnin-rate'. Did you mean '--learning-rate'? `drivetrain args` lists them all."
+    ]
+
+
+@pytest.mark.slow
+def test_an_error_on_one_process_shows_its_traceback(acting: Path) -> None:
+    done = run(act="raise:1")
+    assert done.returncode == 1
+    assert "Error: Another process of this run has failed: rank 1 by ValueError: my own fault" in done.stderr
+    assert "in forward" in done.stderr  # of the traceback of rank 1, which has no voice otherwise
+    assert done.stderr.splitlines()[-1] == "Rank 1 ended with exit code 1, and the others with it."
+    assert "torch.distributed.elastic" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named(acting: Path) -> None:
+    done = run(act="kill:1")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert done.stderr.splitlines() == [
+        "Error: Another process of this run has ended: rank 1, without a word, as when it is killed or finds no memory.",
+        "Rank 1 was ended by SIGKILL (by hand, or for want of memory), and the others with it.",
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_process_and_restarts(acting: Path) -> None:
+    done = run("--max-restarts", "2", act="kill:1")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Process 1 of this machine was ended by SIGKILL (by hand, or for want of memory); all are started anew (1 of 2)."
+        in done.stderr
+    )
+    assert "the run goes on from out/checkpoint-2" in done.stderr
+    state = json.loads((acting / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all(acting: Path, number: signal.Signals) -> None:
+    """Ctrl-C in a terminal, or an end that a queue asks for; no process is left."""
+    running = subprocess.Popen(
+        words(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(ACT="sleep:0")
+    )
+    try:
+        assert running.stdout is not None
+        while "ASLEEP" not in (line := running.stdout.readline()):
+            assert line or running.poll() is None
+        children = _children(running.pid)
+        assert len(children) >= 2
+        running.send_signal(number)
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 128 + number
+    assert err.splitlines()[-1] == f"Stopped by {number.name}."
+    assert "Traceback" not in err
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def _children(process: int) -> list[int]:
+    if not os.path.exists("/proc/self/task"):
+        pytest.skip("children are found in /proc")
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
