@@ -6,6 +6,7 @@ Run by torchrun with a folder that holds `scenarios.json`, `{name: settings}`; w
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -98,7 +99,30 @@ class Wide(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class Deep(torch.nn.Module):
+    """Repeated blocks, which gradient checkpointing finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 12)
+        block = [torch.nn.Linear(12, 12), torch.nn.Tanh()]
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(*map(copy.deepcopy, block)) for _ in range(3))
+        for layer in self.blocks:
+            torch.nn.init.orthogonal_(layer[0].weight)
+        self.last = torch.nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        hidden = torch.tanh(self.first(x))
+        for layer in self.blocks:
+            hidden = layer(hidden)
+        logits = self.last(hidden)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
 MODELS: dict[str, Any] = {
+    "deep": Deep,
     "wide": Wide,
     "normalised": lambda: Wide(normalised=True),
     "rich": Rich,

@@ -49,6 +49,21 @@ _MARKS = (
 )
 
 
+class FullyShardedModel(FullyShardedDataParallel):  # type: ignore[misc]
+    """FairScale's, of which torch.compile compiles the model alone, not what the engine does around it."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what each unit wraps."""
+        for unit in self.modules():
+            if isinstance(unit, FullyShardedModel):
+                unit.module.module.compile(*args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """As the engine's."""
+        return super().forward(*inputs, **kwargs)
+
+
 class FullyShardedStrategy(WholeParameters):
     """`sharded_ddp="zero_dp_2"` or `"zero_dp_3"`, with `offload` and `auto_wrap`.
 
@@ -145,10 +160,10 @@ class FullyShardedStrategy(WholeParameters):
         wrapped: Any = model
         if self.auto_wrap:
             policy = functools.partial(default_auto_wrap_policy, min_num_params=self.options.min_num_params)
-            with enable_wrap(policy, wrapper_cls=FullyShardedDataParallel, **settings):
+            with enable_wrap(policy, wrapper_cls=FullyShardedModel, **settings):
                 wrapped = auto_wrap(model)
         if not isinstance(wrapped, FullyShardedDataParallel):
-            wrapped = FullyShardedDataParallel(wrapped, **settings)
+            wrapped = FullyShardedModel(wrapped, **settings)
         self.wrapped = wrapped
         try:
             self._no_tie_between_units()
@@ -318,12 +333,16 @@ class FullyShardedStrategy(WholeParameters):
             return self.model
         fine = sys.exc_info()[1] in (None, self._error_before)
         if not fine:  # the other ranks may be anywhere, and putting parts together needs them all
-            logger.warning("After the failure the model's parameters stay in parts: load a checkpoint to go on.")
+            logger.warning(
+                "After the failure the model's parameters stay in parts: load a checkpoint to go on."
+            )
         self._take_off(together=fine)
         return self.model
 
     def _take_off(self, together: bool) -> None:
         """Takes FairScale off; `together`, a collective, makes the parameters whole again."""
+        for unit in self._units():
+            unit.module.module._compiled_call_impl = None
         for parent, name, child in self._children:
             parent._modules[name] = child
         for _, parameter in self.parts.named:

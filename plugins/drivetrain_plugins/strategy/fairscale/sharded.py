@@ -38,6 +38,10 @@ class ShardedModel(ShardedDataParallel):  # type: ignore[misc]
     the next of the training.
     """
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the bare model: the hooks that the engine sets in a forward pass would be lost in a trace."""
+        self.module.compile(*args, **kwargs)
+
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """As the engine's; in evaluation the bare model, with the first rank's buffers."""
         if self.training:
@@ -307,6 +311,7 @@ class ShardedStrategy(WholeParameters):
                 parameter.grad = None
                 parameter.data = parameter.data.clone()
             self.oss.buckets.clear()
+            self.model._compiled_call_impl = None
             self.sharded = None
         return self.model
 
