@@ -1,8 +1,8 @@
 """Trains a small model under DeepSpeed in many ways, in one launch: importing it takes longer than any of them.
 
-    deepspeed_script.py FOLDER JSON    JSON: a list of scenarios, {"name": ..., "settings": ..., ...}
+    deepspeed_script.py FOLDER FILE    FILE: JSON, a list of scenarios, {"name": ..., "settings": ..., ...}
 
-Rank 0 saves what the test compares in FOLDER/NAME.pt.
+Each rank saves what the test compares in FOLDER/NAME.RANK.pt.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -236,4 +237,4 @@ def main(folder: str, scenarios: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(open(sys.argv[2]).read() if os.path.exists(sys.argv[2]) else sys.argv[2]))
+    main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()))

@@ -36,8 +36,10 @@ def load(device: torch.device, level: int) -> Any:
     if set_here:
         os.environ[_ACCELERATOR] = "cpu"
     try:
-        import deepspeed
-        from deepspeed.accelerator import get_accelerator
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.jit, whose decorators DeepSpeed still uses
+            import deepspeed
+            from deepspeed.accelerator import get_accelerator
 
         found = get_accelerator().device_name()
     finally:
