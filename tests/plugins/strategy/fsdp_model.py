@@ -69,7 +69,8 @@ class Hard(nn.Module):
 class Look(TrainerCallback):
     """What the engine is like after the second update; fails at a step where it is told to."""
 
-    def __init__(self, fail_at: int | None = None) -> None:
+    def __init__(self, fail_at: int | None = None, memory: bool = False) -> None:
+        self.memory = memory
         self.seen: dict[str, Any] = {}
         self.norms: list[float] = []
         self.fail_at = fail_at
@@ -86,6 +87,10 @@ class Look(TrainerCallback):
             self.seen = look(run)
         if state.global_step == self.fail_at:
             raise RuntimeError("as it was told")
+        if self.memory:
+            self.memory = False
+            self.norms.clear()
+            raise torch.OutOfMemoryError("as if the batch were too large")
 
 
 def elements(tensors: Any) -> int:
@@ -162,7 +167,7 @@ def build(folder: Path, processes: int, fail_at: int | None = None, **settings: 
     optimizer = settings.pop("finished", False)
     if optimizer:
         settings["optimizers"] = finished(model)
-    seen = Look(fail_at)
+    seen = Look(fail_at, settings.pop("memory", False))
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": ROWS_IN_ALL // processes,
         "num_train_epochs": 2,

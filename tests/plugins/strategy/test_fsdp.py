@@ -66,6 +66,7 @@ def two(folder: Path, first_checkpoint: str) -> dict[str, dict[str, Any]]:
         "v2_twice": fsdp(twice=True),
         "v2_fails": fsdp(fail_at=2),
         "v2_bf16": fsdp(bf16=True),
+        "v2_memory": fsdp(memory=True, auto_find_batch_size=True),
         "v2_evaluates": fsdp(only_evaluate=True),
         "v2_no_clip": fsdp(max_grad_norm=0.0),
         "v1": fsdp(**V1, **EVERY_EPOCH),
@@ -77,6 +78,7 @@ def two(folder: Path, first_checkpoint: str) -> dict[str, dict[str, Any]]:
         "v1_twice": fsdp(twice=True, **V1),
         "v1_fails": fsdp(fail_at=2, **V1),
         "v1_bf16": fsdp(bf16=True, **V1),
+        "v1_memory": fsdp(memory=True, auto_find_batch_size=True, **V1),
         "v1_evaluates": fsdp(only_evaluate=True, **V1),
         "v1_flat": fsdp(fsdp_config={"use_orig_params": False}, **V1, **FLAT, **EVERY_EPOCH),
     }
@@ -187,6 +189,12 @@ def test_flat_parameters(folder: Path, two: dict[str, dict[str, Any]]) -> None:
 def test_a_failing_run_hangs_nobody(version: str, two: dict[str, dict[str, Any]]) -> None:
     assert two[f"{version}_fails"]["failed"] == "as it was told"
     assert 0 < two[f"{version}_fails"]["after"] < 2
+
+
+@VERSIONS
+def test_out_of_memory_starts_again(version: str, folder: Path, two: dict[str, dict[str, Any]]) -> None:
+    """With half the batch, from the weights that the run began with."""
+    assert_same(alone(folder / "memory", memory=True, auto_find_batch_size=True), two[f"{version}_memory"])
 
 
 def test_one_process(folder: Path, one: dict[str, Any]) -> None:
