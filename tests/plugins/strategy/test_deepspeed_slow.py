@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-
-# The same folder, whatever way pytest imports this file.
-from plugins.strategy.test_deepspeed import SCRIPT, assert_is_zero, assert_same, launch, zero
 from support.launch import torchrun
+from support.zero import SCRIPT, assert_is_zero, assert_same, launch, zero
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
