@@ -63,6 +63,11 @@ def problems(config: Configuration, on_cuda: bool) -> Iterator[str]:
                 f"deepspeed: zero_optimization.offload_{what}.device='nvme' is not there yet: "
                 "use 'cpu', which keeps it in host memory."
             )
+    if config.get("zero_optimization.offload_optimizer.ratio", 1) not in (None, 1, 1.0):
+        yield (
+            "deepspeed: zero_optimization.offload_optimizer.ratio cannot be used here: a second optimizer would hold "
+            "the rest of the state; leave it out."
+        )
     if config.offloads("param") and config.stage != 3:
         yield (
             f"deepspeed: zero_optimization.offload_param needs zero_optimization.stage 3, and this is {config.stage}."
