@@ -564,6 +564,7 @@ def choose_launcher(args: Any) -> Any:
     found = plan.slot("launcher")
     if found is None:
         raise ConfigurationError(
-            "This process is one of several (WORLD_SIZE is set), but no launcher plugin knows how they were started."
+            "The environment says that this process is one of several, but no launcher plugin knows how they were "
+            "started: RANK, WORLD_SIZE and MASTER_ADDR must be set, as torchrun does."
         )
     return plan.manager.hook.make_launcher(args=args)

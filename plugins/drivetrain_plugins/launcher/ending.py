@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import sys
+import threading
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +19,9 @@ logger = logging.getLogger("drivetrain")
 
 # Waiting for the others at the end has a bound: a rank that died must not hold up the rest.
 FAREWELL = 30.0
+# NCCL may wait on a dead process of its own machine until the timeout, and then aborts.
+HUNG = 60.0
+_LOST = 3  # the exit code of a process that lost another, as the command line's
 
 
 def end_at_exit(news: News, store: Any) -> None:
@@ -28,6 +32,8 @@ def end_at_exit(news: News, store: Any) -> None:
         store: the group's; rank 0's copy is the store itself, and is kept until the others have gone.
     """
     peers.connect(news.tell, news.failure)
+    if dist.get_backend() == "nccl":
+        end_if_hung(news, HUNG)
     hook = sys.excepthook
 
     def note_failure(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -36,6 +42,21 @@ def end_at_exit(news: News, store: Any) -> None:
 
     sys.excepthook = note_failure
     atexit.register(_end, news, store, os.getpid())
+
+
+def end_if_hung(news: News, seconds: float) -> None:
+    """Ends this process when another one has failed, and this one has not come to its end by itself after that."""
+
+    def give_up() -> None:
+        print(f"ProcessError: {news.failure()}", file=sys.stderr, flush=True)
+        os._exit(_LOST)
+
+    def wait() -> None:
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+
+    news.on_failure(wait)
 
 
 def _end(news: News, store: Any, process: int) -> None:

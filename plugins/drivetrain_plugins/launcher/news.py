@@ -12,6 +12,7 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from drivetrain_plugins.launcher.meeting import ranks
@@ -36,6 +37,7 @@ class News:
         self._failure: tuple[int, str] | None = None
         self._ended: set[int] = set()
         self._changed = threading.Condition()
+        self._on_failure: Callable[[], None] | None = None
         self._stop, self._stopped = socket.socketpair()
         for line in lines.values():
             line.settimeout(_SENT)
@@ -48,6 +50,13 @@ class News:
         """Says that this rank fails, and why."""
         with self._changed:
             self._send({"failed": [self.rank, reason[:_LONGEST]]})
+
+    def on_failure(self, call: Callable[[], None]) -> None:
+        """Lets `call` be called, in the thread that reads, when another rank has failed or ended before its time."""
+        with self._changed:
+            self._on_failure = call
+            if self._failure is not None:
+                call()
 
     def failure(self) -> str | None:
         """Which rank failed or ended first, and why, in a sentence; None where all are well as far as is known.
@@ -138,6 +147,8 @@ class News:
             self._failure = int(rank), str(reason)
             if self.rank == 0:
                 self._send(news)
+            if self._on_failure is not None:
+                self._on_failure()
         for rank in news.get("ended", ()):
             self._note_end(rank)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -64,3 +66,28 @@ def test_nobody_is_waited_for_after_a_failure(three):
     three[1].tell("ValueError: my own fault")
     assert three[0].failure()
     assert three[0].wait_for_all(60) == [1, 2]
+
+
+HUNG = """
+import socket, sys, time
+from drivetrain_plugins.launcher.ending import end_if_hung
+from drivetrain_plugins.launcher.news import News
+
+mine, others = socket.socketpair()
+news = News(0, 2, {1: mine})
+end_if_hung(news, 0.2)
+others.close()
+time.sleep(60)
+"""
+
+
+def test_a_process_that_hangs_on_a_dead_one_ends():
+    """As under NCCL, whose kernels may wait for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 3
+    assert done.stderr.strip() == (
+        "ProcessError: Another process of this run has ended: rank 1, without a word, as when it is killed or finds no "
+        "memory."
+    )
