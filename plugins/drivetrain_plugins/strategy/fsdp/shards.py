@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 
 @dataclass(slots=True, eq=False)
@@ -87,14 +88,10 @@ def like_holder(piece_values: Sequence[tuple[Piece, Tensor]], dtype: torch.dtype
 def as_holder(holder: Tensor, inner: Tensor) -> Tensor:
     """A local tensor as a tensor like its holder."""
     if isinstance(holder, DTensor):
-        return DTensor.from_local(
-            inner,
-            holder.device_mesh,
-            holder.placements,
-            run_check=False,
-            shape=holder.shape,
-            stride=holder.stride(),
-        )
+        # As the engine makes them: `from_local` would move parts that rest on the host.
+        meta = TensorMeta(holder.shape, holder.stride(), inner.dtype)
+        spec = DTensorSpec(holder.device_mesh, holder.placements, tensor_meta=meta)
+        return DTensor(inner, spec, requires_grad=False)  # type: ignore[no-untyped-call]
     return inner
 
 
@@ -111,14 +108,14 @@ def gather(piece: Piece, mine: Tensor, everywhere: bool, host: bool = True) -> T
         piece: whose tensor it is.
         mine: this rank's elements, flat.
         everywhere: every rank gets the whole; else the first of the group, and the others None.
-        host: move the whole to the host.
+        host: move the whole to the host; else it stays where it was sent.
     """
     if piece.group is None:
-        whole = mine.reshape(piece.shape).clone()
-        return whole.cpu() if host else whole
+        alone = mine.reshape(piece.shape).clone()
+        return alone.cpu() if host else alone
     size = max(end - begin for begin, end in piece.spans)
     world = len(piece.spans)
-    sent = mine.contiguous()
+    sent = mine.to(wire(mine.device, piece.group)).contiguous()
     if sent.numel() < size:
         sent = torch.cat([sent, sent.new_zeros(size - sent.numel())])
     rank = piece.rank
@@ -135,6 +132,14 @@ def gather(piece: Piece, mine: Tensor, everywhere: bool, host: bool = True) -> T
         return None
     whole = _in_order(piece, buffer, size)
     return whole.cpu() if host else whole
+
+
+def wire(device: torch.device, group: dist.ProcessGroup | None = None) -> torch.device:
+    """Where a tensor must be to be sent: on the accelerator, where the group talks between accelerators alone."""
+    if device.type != "cpu" or "cpu" in dist.get_backend_config(group) or "gloo" in dist.get_backend(group):
+        return device
+    found: torch.device = torch.accelerator.current_accelerator() or device
+    return torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def _in_order(piece: Piece, buffer: Tensor, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drivetrain.errors import CheckpointError
 from drivetrain_plugins.strategy.fsdp.engine import Engine
-from drivetrain_plugins.strategy.fsdp.shards import gather, local, part, slice_of
+from drivetrain_plugins.strategy.fsdp.shards import gather, local, part, slice_of, wire
 
 
 def weights_out(engine: Engine, everywhere: bool) -> dict[str, Any]:
@@ -126,6 +126,6 @@ def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
 
 
 def _averaged(tensor: Tensor, device: torch.device) -> Tensor:
-    averaged = tensor.to(device, copy=True)
+    averaged = tensor.to(wire(device), copy=True)
     dist.all_reduce(averaged)
     return (averaged / dist.get_world_size()).cpu()

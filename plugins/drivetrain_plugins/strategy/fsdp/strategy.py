@@ -99,10 +99,8 @@ class FSDPStrategy:
         if left is None and (is_empty(model) or (self.built and self.options.weights is not None)):
             recording = self.deferred.recording if self.deferred is not None else None
             self.loading = Loading(model, recording, self.options.weights)
-        elif left is None and self.options.weights is not None and self.run.is_main_process and trained:
-            logger.warning(
-                "weights of the strategy 'fsdp' has no effect: the model given has its weights already."
-            )
+        elif left is None and trained and self.run.is_main_process:
+            self._tell_whole()
         if trained and policy.parameter is not None:
             model.to(policy.parameter)
         if optimizer is not None:
@@ -112,16 +110,17 @@ class FSDPStrategy:
             self._recompute(units)
         self.engine = left.engine if left is not None else self._engine(model, units)
         self.wrapped = self.engine.wrapped
-        self.keeps = self.loading is not None and self.loading.was_empty and self.settings.version == 2
-        self.keeps = self.keeps or left is not None
+        empty = self.loading is not None and self.loading.was_empty
+        self.keeps = left is not None or (empty and self.settings.version == 2 and not self._made_group)
         self.replicated = [p.holder for p in self.engine.pieces.values() if p.alone]
         if optimizer is None or scheduler is None or self.binding is None:
             return Prepared(self.wrapped, None, None)
         try:
             self.optimizer = self.binding.build(self.engine.pieces)
         except ConfigurationError:  # on every rank alike
-            engine, self.engine = self.engine, None
-            _make_whole(engine, None)
+            if not self.keeps:
+                engine, self.engine = self.engine, None
+                _make_whole(engine, None)
             raise
         self.scheduler = scheduler.build(self.optimizer)
         self.per_evaluation = scheduler.per_evaluation
@@ -162,6 +161,14 @@ class FSDPStrategy:
             self.mesh.size(),
         )
         return engine
+
+    def _tell_whole(self) -> None:
+        """Says which options have come to nothing since the model was built whole."""
+        why = "there is one process" if self.built else "the model was given, and has its weights already"
+        if self.settings.cpu_ram_efficient_loading:
+            logger.warning("fsdp_config's cpu_ram_efficient_loading has no effect: %s.", why)
+        if self.options.weights is not None:
+            logger.warning("weights of the strategy 'fsdp' has no effect: %s.", why)
 
     def _goes_on_with(self, left: _Left) -> bool:
         """Whether a model in shards can be trained in the same ones."""
