@@ -38,10 +38,17 @@ class Before:
 
     Args:
         model: bare; it may have been built in pieces already.
+
+    Attributes:
+        untrained: the weights that are not trained, by the identity of their parameters.
     """
 
     def __init__(self, model: Model) -> None:
-        self._dtypes = {id(p): p.dtype for p in model.parameters()}
+        self._dtypes = {id(p): _dtype(p) for p in model.parameters()}
+        # An engine that halves weights makes new tensors. Nothing else keeps the digits of those that are not trained.
+        self.untrained = {
+            id(p): p.detach() for p in model.parameters() if not p.requires_grad and not is_spread(p)
+        }
         self._on_modules = {id(module): set(vars(module)) for module in model.modules()}
         self._on_parameters = {id(p): set() if is_spread(p) else set(vars(p)) for p in model.parameters()}
 
@@ -60,6 +67,12 @@ class Before:
             for name in vars(owner)
             if (name.startswith("ds_") or name in _ON_MODULES) and name not in had
         ]
+
+
+def _dtype(parameter: Tensor) -> torch.dtype:
+    """The dtype of a parameter; of one that was built in pieces and halved, that of the copies that are trained."""
+    halved = is_spread(parameter) and parameter.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if halved else parameter.dtype
 
 
 def _of_parameter(name: str) -> bool:
@@ -82,6 +95,8 @@ def take_back(engine: Any, model: Model, pieces: Pieces | None, before: Before, 
         _end(engine)
         return
     masters = _masters(engine, model, pieces) if together else {}
+    if engine.fp16_enabled() or engine.bfloat16_enabled():
+        masters.update({key: kept.clone() for key, kept in before.untrained.items()})
     wholes: dict[int, Tensor] = {}
     for parameter in model.parameters():
         dtype = before.dtype(parameter)
@@ -89,7 +104,7 @@ def take_back(engine: Any, model: Model, pieces: Pieces | None, before: Before, 
         if whole is None:
             with gathered(parameter):
                 whole = parameter.detach().clone()
-        wholes[id(parameter)] = whole.to(dtype)
+        wholes[id(parameter)] = whole.to(parameter.device, dtype)
     parameters = list(model.parameters())
     _end(engine)
     for module in model.modules():

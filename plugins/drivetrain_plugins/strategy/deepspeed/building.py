@@ -104,6 +104,8 @@ def build(
 def build_for_inference(vendor: Any, config: Configuration, model: Model) -> Any:
     """An engine of stage 3 that only gathers weights for a forward."""
     config.remove("optimizer")
+    for word in ("bf16", "fp16"):  # it would cut digits off weights that nobody trains
+        config.remove(word)
     engine = _initialize(vendor, config, model, optimizer=None, model_parameters=None)
     sync_training_mode(engine, model)
     return engine

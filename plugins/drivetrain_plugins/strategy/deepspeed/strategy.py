@@ -113,7 +113,8 @@ class DeepSpeedStrategy:
         """Gives the model to an engine, with what updates it."""
         run, policy = self.run, self.run.precision.policy
         self.model = model
-        if self._vendor is None:
+        if self._vendor is None or (optimizer is None and policy.evaluation is not None):
+            # Evaluation in half precision casts the weights themselves, which must be whole for it.
             if run.args.place_model_on_device:
                 model.to(run.device)
             return Prepared(model, None, None)
@@ -127,7 +128,6 @@ class DeepSpeedStrategy:
         self._together = Together(run.processes.world_size)
         if optimizer is None or scheduler is None:
             self.engine = build_for_inference(self._vendor, config, model)
-            self._serve_halves()
             return Prepared(self.engine, None, None)
         if policy.parameter is not None:
             model.to(policy.parameter)
@@ -250,7 +250,8 @@ class DeepSpeedStrategy:
         """The canonical state on rank 0; the others take part."""
         keep = self.run.is_main_process
         masters = not weights_only and self.config.half is not None
-        weights = weights_out(self.model, self.pieces, masters, keep)
+        untrained = self._before.untrained if self._before is not None else {}
+        weights = weights_out(self.model, self.pieces, masters, keep, untrained)
         if weights_only or self._built is None:
             return TrainState(weights)
         named, built = self._named(), self._built

@@ -15,7 +15,9 @@ from drivetrain.slots import Model
 from drivetrain_plugins.strategy.deepspeed.pieces import Pieces, shape_of
 
 
-def weights_out(model: Model, pieces: Pieces | None, masters: bool, keep: bool) -> dict[str, Tensor]:
+def weights_out(
+    model: Model, pieces: Pieces | None, masters: bool, keep: bool, untrained: dict[int, Tensor]
+) -> dict[str, Tensor]:
     """The bare model's `state_dict()`, whole. A collective.
 
     Args:
@@ -23,6 +25,7 @@ def weights_out(model: Model, pieces: Pieces | None, masters: bool, keep: bool) 
         pieces: of this process; None where every process holds every weight whole, and no other copy is kept.
         masters: the copies in single precision that the optimizer updates, where weights themselves are halved.
         keep: whether this process wants them; the others only take part.
+        untrained: weights that are not trained, as they were, by the identity of their parameters.
     """
     if pieces is None and not _spread(model):
         return dict(model.state_dict())
@@ -39,6 +42,8 @@ def weights_out(model: Model, pieces: Pieces | None, masters: bool, keep: bool) 
             if masters and trained:
                 whole = safe_get_full_fp32_param(value)
                 wholes[id(value)] = whole.to("cpu", copy=True) if keep else None
+            elif masters and id(value) in untrained:
+                wholes[id(value)] = untrained[id(value)]
             else:
                 with gathered(value):
                     spread = is_spread(value)
