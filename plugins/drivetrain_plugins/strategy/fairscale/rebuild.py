@@ -13,6 +13,9 @@ from torch import Tensor
 from drivetrain.errors import ConfigurationError
 from drivetrain.slots import Group, Model, OptimizerFactory
 
+OWN_OPTIONS = "_drivetrain_own_options"
+"""Attribute of an OSS: of each group the options that its optimizer knows, without those that OSS has filled in."""
+
 
 class Placeholder(torch.nn.Parameter):
     """An empty parameter: OSS asks its first group for a device, and the group may be empty."""
@@ -27,15 +30,16 @@ def build_oss(factory: OptimizerFactory, model: Model) -> Any:
     Raises:
         ConfigurationError: the finished optimizer cannot be built again, or its parameters have several dtypes.
     """
+    own: list[set[str]] | None = None
     if factory.finished is None:
         cls, kwargs = factory.cls, dict(factory.kwargs)
-        groups = (
-            factory.groups(model) if factory.groups is not None else [{"params": list(model.parameters())}]
-        )
+        # Built once by itself, since it fills in its groups what it sees fit, where OSS would fill in all alike.
+        groups = factory.build(model).param_groups
         state: Any = {}
     else:
         finished: Any = factory.finished
         groups = finished.param_groups
+        own = getattr(finished, OWN_OPTIONS, own)
         if isinstance(finished, OSS):  # of an earlier train()
             finished = finished.optim
         cls, kwargs, state = type(finished), arguments_of(finished), finished.state
@@ -46,7 +50,9 @@ def build_oss(factory: OptimizerFactory, model: Model) -> Any:
     if groups and not list(groups[0]["params"]):
         device = next(model.parameters()).device
         groups[0] = {**groups[0], "params": [Placeholder(torch.empty(0, device=device), requires_grad=False)]}
+    own = own or [set(group) for group in groups]
     oss: Any = OSS(groups, optim=cls, **kwargs)
+    setattr(oss, OWN_OPTIONS, own)
     oss.defaults = {**oss.optim.defaults, **oss.defaults}
     for group in oss.optim.param_groups:
         for parameter in group["params"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from drivetrain.checkpoint import optimizer_state_in, optimizer_state_out
 from drivetrain.checkpoint.canonical import OptimizerOut
 from drivetrain.slots import TrainState
-from drivetrain_plugins.strategy.fairscale.rebuild import real
+from drivetrain_plugins.strategy.fairscale.rebuild import OWN_OPTIONS, real
 
 
 class _Shard:
@@ -21,7 +21,10 @@ class _Shard:
 
     def __init__(self, oss: Any) -> None:
         self.oss = oss
-        self.param_groups = [{**group, "params": real(group["params"])} for group in oss.param_groups]
+        self.param_groups = [
+            {**_own(oss, number), "params": real(group["params"])}
+            for number, group in enumerate(oss.param_groups)
+        ]
         self.state = oss.optim.state
         numbers: dict[int, int] = {}
         for group in self.param_groups:
@@ -54,6 +57,14 @@ class _Shard:
         for group, mine in zip(self.oss.param_groups, self.oss.optim.param_groups, strict=True):
             group.update({key: value for key, value in mine.items() if key != "params"})
         self.state = self.oss.optim.state
+
+
+def _own(oss: Any, number: int) -> dict[str, Any]:
+    """A group without the options that OSS filled in."""
+    group, known = oss.param_groups[number], getattr(oss, OWN_OPTIONS)
+    if number >= len(known):  # added since
+        return {**group}
+    return {key: value for key, value in group.items() if key in known[number] or key not in oss.defaults}
 
 
 def _shard(oss: Any) -> torch.optim.Optimizer:
