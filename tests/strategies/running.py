@@ -268,7 +268,7 @@ def canonical_grid(harness: Harness, configurations: list[Configuration]) -> Gri
     ]
     return Grid(
         "Checkpoints, through the canonical form",
-        ["strategy", "ranks", ">reads mid", ">reads left", ">is read mid", ">is read left"],
+        ["strategy", ">ranks", ">reads mid", ">reads left", ">is read mid", ">is read left"],
         rows,
         "reads: goes on from what one process wrote; is read: one process goes on from what it wrote; from the midst "
         "of an epoch, and with a micro-batch left over. The largest difference of all from the run that never "

@@ -27,6 +27,9 @@ def hops(configurations: list[Configuration]) -> dict[str, Hop]:
     }
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for all runs
+
+
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     made = Harness(tmp_path_factory.mktemp("strategies"), Console(quiet=True), patience=60.0)
@@ -46,14 +49,12 @@ def outcome(harness: Harness, configuration: Configuration, name: str) -> None:
     assert not difference.wrong, f"{name}: {'; '.join(difference.wrong)}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("configuration", TWO, ids=lambda configuration: configuration.name)
 def test_two_processes_are_one(harness: Harness, configuration: Configuration) -> None:
     """Losses, log, metrics, weights, optimizer, predictions in order; the real engine; what it shards."""
     outcome(harness, configuration, variants(configuration, 2, ("whole",))[0].name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("configuration", TWO, ids=lambda configuration: configuration.name)
 def test_a_run_goes_on_under_another_strategy(harness: Harness, configuration: Configuration) -> None:
     """From the checkpoint of another, to the end of the run that never changed."""
