@@ -54,10 +54,17 @@ class Output(TrainerBase):
         if self._session is not None and self.trains_still():
             return self._session.weights()
         # A model that was too large for one process stays spread: each rank holds a part of a tensor.
-        return {
-            name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            for name, tensor in self.model.state_dict().items()
-        }
+        whole: dict[int, torch.Tensor] = {}
+        weights: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if not hasattr(tensor, "full_tensor"):
+                weights[name] = tensor.detach() if isinstance(tensor, torch.Tensor) else tensor
+                continue
+            if id(tensor) not in whole:  # of tied ones once
+                gathered = tensor.detach().full_tensor()
+                whole[id(tensor)] = gathered.cpu() if self.args.should_save else gathered.new_empty(0)
+            weights[name] = whole[id(tensor)]
+        return weights
 
     def save_into_checkpoint(self, folder: str) -> None:
         """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""

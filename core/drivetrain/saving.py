@@ -256,9 +256,10 @@ def last_of_launch(run: Run, folder: str) -> str | None:
     """The last valid checkpoint, where this very launch wrote it before it was started anew. A collective."""
     own = None
     if run.is_main_process and run.processes.launch is not None:
-        found = last_checkpoint(folder)
-        if found is not None and read_run(found)["configuration"].get("launch") == run.processes.launch:
-            own = found
+        own = last_checkpoint(
+            folder,
+            lambda found: read_run(found)["configuration"].get("launch") == run.processes.launch,
+        )
         logger.warning(
             "These processes were started anew (attempt %d): %s.",
             run.processes.attempt,

@@ -369,6 +369,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             length.max_steps, length.epochs, args.per_device_train_batch_size, run.accumulation,
         )  # fmt: skip
         start = time.time()
+        run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made
         train_loop(self, run, length, self.losses, self.position)
         self._finish_saving(run)
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable
 
 from drivetrain.checkpoint import files
 from drivetrain.checkpoint.manifest import validate
@@ -29,17 +30,22 @@ def checkpoints(output_dir: str) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def last_checkpoint(output_dir: str) -> str | None:
+def last_checkpoint(output_dir: str, wanted: Callable[[str], bool] | None = None) -> str | None:
     """The valid checkpoint with the highest step, or None. A warning names each that is passed over, and why.
 
     A checkpoint that a killed process left between the two renames of a replacement is put back first.
+
+    Args:
+        output_dir: where they are.
+        wanted: of the valid ones, which count; by default all.
     """
     files.recover(output_dir)
     for _, folder in reversed(checkpoints(output_dir)):
         reason = validate(folder)
-        if reason is None:
+        if reason is not None:
+            logger.warning("%s is passed over: %s.", folder, reason)
+        elif wanted is None or wanted(folder):
             return folder
-        logger.warning("%s is passed over: %s.", folder, reason)
     return None
 
 

@@ -314,3 +314,14 @@ def test_after_an_error_the_trainer_is_as_before(tmp_path: Path) -> None:
     assert made.model.forward == forward
     assert made.model(torch.zeros(1, 8))["logits"].dtype == torch.float32
     assert made.train().global_step == 3
+
+
+def test_training_begins_in_training_mode(tmp_path: Path) -> None:
+    """Every module, also below one that is in training mode already, as a wrapper is that has just been made."""
+    made = trainer(tmp_path, max_steps=1, dropout=0.5)
+    made.model.train()
+    made.model.dropout.eval()
+    seen: list[bool] = []
+    made.model.dropout.register_forward_hook(lambda module, given, gives: seen.append(module.training))
+    made.train()
+    assert seen == [True]

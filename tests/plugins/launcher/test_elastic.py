@@ -62,9 +62,10 @@ def result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def killed(folder: Path, rank: int = 1, step: int = 5) -> list[str]:
+def killed(folder: Path, rank: int = 1, step: int = 5, **others: Any) -> list[str]:
     folder.mkdir(exist_ok=True)
-    settings = {**SETTINGS, "act": "kill", "rank": rank, "step": step, "marks": str(folder / "killed")}
+    marks = str(folder / "killed")
+    settings = {**SETTINGS, **others, "act": "kill", "rank": rank, "step": step, "marks": marks}
     return [SCRIPT, str(folder), json.dumps(settings)]
 
 
@@ -103,10 +104,10 @@ def test_a_killed_worker(
 def test_a_checkpoint_of_another_launch_is_not_gone_on_from(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
-    """The folder holds a finished run; the killed one begins again from nothing, and then goes on from its own."""
-    words = [SCRIPT, str(tmp_path), json.dumps(SETTINGS)]
+    """The folder holds a finished run of more steps; the killed one goes on from what it wrote itself."""
+    words = [SCRIPT, str(tmp_path), json.dumps({**SETTINGS, "save_total_limit": None})]
     start([[*TORCHRUN, "--standalone", "--nproc-per-node", "2", *words]])
-    start(
+    (text,) = start(
         [
             [
                 *TORCHRUN,
@@ -115,10 +116,11 @@ def test_a_checkpoint_of_another_launch_is_not_gone_on_from(
                 "2",
                 "--max-restarts",
                 "1",
-                *killed(tmp_path, step=5),
+                *killed(tmp_path, step=5, save_total_limit=None),
             ]
         ]
     )
+    assert f"the run goes on from {tmp_path}/run/checkpoint-4" in text
     assert_exact(tmp_path, undisturbed)
 
 

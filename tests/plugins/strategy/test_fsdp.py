@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ import torch
 from plugins.strategy.fsdp_model import assert_same, build, outcome
 from support.launch import torchrun
 
+from drivetrain.checkpoint import load_checkpoint
+from drivetrain.checkpoint.tensors import read_header
+
 WORKER = Path(__file__).with_name("fsdp_worker.py")
 EVERY_EPOCH = {"save_strategy": "epoch"}
 V1 = {"fsdp_version": 1}
+SPREAD = {"fsdp_config": {"state_dict_type": "sharded_state_dict"}}
 FLAT = {"hard": {"frozen": False}, "weight_decay": 0.0}
 
 
@@ -69,7 +74,9 @@ def two(folder: Path, first_checkpoint: str) -> dict[str, dict[str, Any]]:
         "v2_memory": fsdp(memory=True, auto_find_batch_size=True),
         "v2_evaluates": fsdp(only_evaluate=True),
         "v2_no_clip": fsdp(max_grad_norm=0.0),
+        "v2_spread": fsdp(**SPREAD, **EVERY_EPOCH),
         "v1": fsdp(**V1, **EVERY_EPOCH),
+        "v1_spread": fsdp("no_shard", **V1, **SPREAD, **EVERY_EPOCH),
         "v1_grad_op": fsdp("shard_grad_op auto_wrap", **V1),
         "v1_no_shard": fsdp("no_shard", **V1, **EVERY_EPOCH),
         "v1_hybrid": fsdp("hybrid_shard auto_wrap", **V1, **EVERY_EPOCH),
@@ -175,6 +182,31 @@ def test_its_checkpoint_resumes_in_one_process(
     assert_same({**two[version], "norms": two[version]["norms"][-len(resumed["norms"]) :]}, resumed)
 
 
+@pytest.mark.parametrize("name", ["v2_spread", "v1_spread"])
+def test_every_rank_writes_a_part(
+    name: str, folder: Path, one: dict[str, Any], two: dict[str, dict[str, Any]]
+) -> None:
+    """Whole tensors by name in files of each rank; one process reads them as it reads any checkpoint."""
+    assert_same(one, two[name])
+    first = min((folder / "two" / name).glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    weights = [read_header(str(first / f"model-{number:05d}-of-00002.safetensors")) for number in (1, 2)]
+    states = [read_header(str(first / f"optimizer{part}.safetensors")) for part in ("", "-1")]
+    gradients = [read_header(str(first / f"gradients{part}.safetensors")) for part in ("", "-1")]
+    for parts in (weights, states, gradients):
+        sizes = [sum(math.prod(shape) for _, shape in part.values()) for part in parts]
+        assert not parts[0].keys() & parts[1].keys()
+        assert 0.3 < sizes[0] / sum(sizes) < 0.7, sizes
+    whole = load_checkpoint(str(first)).train_state
+    expected = load_checkpoint(str(folder / "one" / first.name)).train_state
+    assert whole is not None
+    assert expected is not None
+    assert whole.weights.keys() == expected.weights.keys()
+    assert whole.optimizer.keys() == expected.optimizer.keys()
+    assert whole.gradients.keys() == expected.gradients.keys()
+    resumed = alone(folder / f"{name}_in_one", resume=str(first), **EVERY_EPOCH)
+    assert_same({**one, "norms": one["norms"][-len(resumed["norms"]) :]}, resumed)
+
+
 def test_flat_parameters(folder: Path, two: dict[str, dict[str, Any]]) -> None:
     settings = {**FLAT, **EVERY_EPOCH}
     one = alone(folder / "flat", **settings)
@@ -218,6 +250,7 @@ def four(folder: Path, first_checkpoint: str, two: dict[str, dict[str, Any]]) ->
         "v2_from_v1": fsdp(resume=str(of_two)),
         "v1": fsdp(**V1),
         "v1_hybrid": fsdp("hybrid_shard auto_wrap", **in_twos, **V1),
+        "v2_spread": fsdp("hybrid_shard auto_wrap", **in_twos, **SPREAD, **EVERY_EPOCH),
         "v1_resumed": fsdp(resume=first_checkpoint, **V1),
         "v1_flat": fsdp(fsdp_config={"use_orig_params": False}, **V1, **FLAT),
     }
@@ -233,6 +266,19 @@ def test_four_processes_are_one(name: str, one: dict[str, Any], four: dict[str, 
     found = four[name]
     assert_same({**one, "norms": one["norms"][-len(found["norms"]) :]}, found)
     assert found["plain"]
+
+
+@pytest.mark.slow
+def test_of_two_copies_one_is_written(
+    folder: Path, one: dict[str, Any], four: dict[str, dict[str, Any]]
+) -> None:
+    """Two processes share each copy of the model, and the second two write nothing but their random states."""
+    first = min((folder / "four" / "v2_spread").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert [bool(read_header(str(first / f"model-{n:05d}-of-00004.safetensors"))) for n in (1, 2, 3, 4)] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    resumed = alone(folder / "four_spread_in_one", resume=str(first), **EVERY_EPOCH)
+    assert_same({**one, "norms": one["norms"][-len(resumed["norms"]) :]}, resumed)
 
 
 @pytest.mark.slow

@@ -203,7 +203,6 @@ def test_what_does_nothing_is_said() -> None:
         "use_orig_params": True,
         "limit_all_gathers": False,
         "backward_prefetch": "backward_post",
-        "state_dict_type": "full_state_dict",
         "xla_fsdp_grad_ckpt": True,
     }
     args = TrainingArguments("unused", fsdp="full_shard", fsdp_config=config, use_cpu=True)

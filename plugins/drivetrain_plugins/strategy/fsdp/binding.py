@@ -16,7 +16,7 @@ from drivetrain.checkpoint.canonical import NOT_OF_PARAMETERS
 from drivetrain.errors import CheckpointError, ConfigurationError
 from drivetrain.slots import Group, Model, OptimizerFactory, TrainState
 from drivetrain_plugins.strategy.fsdp import elementwise
-from drivetrain_plugins.strategy.fsdp.shards import Piece, gather, like_holder, part
+from drivetrain_plugins.strategy.fsdp.shards import Piece, Receivers, gather, like_holder, part
 
 
 class Binding:
@@ -115,7 +115,7 @@ class Binding:
 
     def move_out(self, parameters: Mapping[str, Tensor]) -> None:
         """Puts the optimizer, with its whole state, back on the bare model's parameters. A collective."""
-        by_name = self._states(everywhere=True, host=False)
+        by_name = self._states(Receivers(everywhere=True), host=False)
         holders = {id(holder) for held in self.holders for holder in held}
         others = {key: value for key, value in self.optimizer.state.items() if id(key) not in holders}
         for group, names in zip(self.optimizer.param_groups, self.names, strict=True):
@@ -130,8 +130,8 @@ class Binding:
 
     # -- the state by name -------------------------------------------------------------------------------
 
-    def _states(self, everywhere: bool, host: bool = True) -> dict[str, dict[str, Any]]:
-        """The whole state by parameter name, on rank 0 or everywhere. A collective."""
+    def _states(self, to: Receivers, host: bool = True) -> dict[str, dict[str, Any]]:
+        """The whole state by parameter name, of the parameters that this rank receives. A collective."""
         mine: dict[str, dict[str, tuple[str, Any]]] = {}
         entries: dict[str, dict[str, Any]] = {}
         for pieces in self.of_holder().values():
@@ -166,15 +166,16 @@ class Binding:
                         if held is not None
                         else torch.zeros(end - begin, dtype=about, device=piece.holder.device)
                     )
-                    state[key] = gather(piece, elements, everywhere, host)
+                    state[key] = gather(piece, elements, to, host)
                 else:
                     state[key] = _copied(entries[name][key], host) if name in entries else about
-            found[name] = state
+            if to.owners is None or to.keeps(piece):
+                found[name] = state
         return found
 
-    def state_out(self, everywhere: bool) -> tuple[dict[str, dict[str, Any]], list[Group], dict[str, Any]]:
+    def state_out(self, to: Receivers) -> tuple[dict[str, dict[str, Any]], list[Group], dict[str, Any]]:
         """The state by name, the groups with names, and what else the optimizer's state_dict holds. A collective."""
-        states = self._states(everywhere)
+        states = self._states(to)
         saved = self.optimizer.state_dict()
         groups = [
             {

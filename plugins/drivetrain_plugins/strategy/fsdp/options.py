@@ -67,7 +67,8 @@ class Settings:
         sync_module_states: the first process's weights and buffers are sent to all before sharding.
         activation_checkpointing: the wrapped blocks' activations are computed again in the backward pass.
         reshard_after_forward: None for what `mode` says.
-        state_dict_type: of the wrapped model's own `state_dict()` under version 1.
+        state_dict_type: whether rank 0 gathers and writes checkpoints, or each rank whole tensors of some parameters;
+            under version 1 also what the wrapped model's own `state_dict()` gives.
         cpu_ram_efficient_loading: no process holds the whole model while it is built.
         mixed_precision: the engine's own policy, by the names of `_MIXED`; empty for none.
         given: the names that were set in `fsdp_config`.
@@ -213,7 +214,6 @@ def inert(args: Any, settings: Settings) -> list[str]:
         why = {
             "use_orig_params": "version 2 always keeps the model's own parameters",
             "limit_all_gathers": "version 2 never gathers more than two blocks at a time",
-            "state_dict_type": "version 2's own state_dict() is always sharded, and checkpoints are whole",
         }
         lines += [
             f"fsdp_config's {key} has no effect: {why[key]}." for key in sorted(why) if key in settings.given

@@ -6,7 +6,7 @@ dimension's rows, version 1 a range of a flat parameter. So one description serv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,55 @@ class Piece:
     def numel(self) -> int:
         """Elements of the whole."""
         return self.shape.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Receivers:
+    """Who gets the whole of each parameter.
+
+    Attributes:
+        everywhere: every rank.
+        owners: else, by the piece's name, one rank of those that share a copy, so that no rank gets all; where there
+            are none, the first rank.
+        world: number of ranks.
+        rank: this rank.
+        writes: whether this rank keeps what is its own: of several copies one is enough.
+    """
+
+    everywhere: bool = False
+    owners: Mapping[str, int] | None = None
+    world: int = 1
+    rank: int = 0
+    writes: bool = True
+
+    def of(self, piece: Piece) -> int:
+        """The rank, among those that share a copy, that gets this piece whole."""
+        return 0 if self.owners is None else self.owners[piece.name]
+
+    def keeps(self, piece: Piece) -> bool:
+        """Whether this rank has the whole of a piece in the end."""
+        if self.everywhere:
+            return True
+        among = self.rank if piece.group is None else piece.rank
+        return self.writes and among == self.of(piece)
+
+    @classmethod
+    def apart(cls, pieces: Iterable[Piece]) -> Receivers:
+        """Each piece to one rank, by size as evenly as can be."""
+        pieces = sorted(pieces, key=lambda found: (-found.numel, found.name))
+        world, rank = dist.get_world_size(), dist.get_rank()
+        group = next((piece.group for piece in pieces if piece.group is not None), None)
+        sharing = list(range(world)) if group is None else dist.get_process_group_ranks(group)
+        writes = 0 in sharing
+        owners: dict[str, int] = {}
+        loads = [0] * len(sharing)
+        for piece in pieces:
+            # What every rank has whole, beside parameters that are sharded, is little.
+            whole = piece.group is None and group is not None
+            owner = 0 if whole else min(range(len(loads)), key=lambda number: loads[number])
+            owners[piece.name] = owner
+            loads[owner] += piece.numel
+        return cls(owners=owners, world=world, rank=rank, writes=writes)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -101,16 +150,18 @@ def slice_of(piece: Piece, whole: Tensor) -> Tensor:
     return whole.reshape(-1)[begin:end]
 
 
-def gather(piece: Piece, mine: Tensor, everywhere: bool, host: bool = True) -> Tensor | None:
+def gather(piece: Piece, mine: Tensor, to: Receivers, host: bool = True) -> Tensor | None:
     """The whole tensor, of the parts that the ranks keep. A collective of the shard group.
 
     Args:
         piece: whose tensor it is.
         mine: this rank's elements, flat.
-        everywhere: every rank gets the whole; else the first of the group, and the others None.
+        to: who gets the whole; the others get None.
         host: move the whole to the host; else it stays where it was sent.
     """
     if piece.group is None:
+        if to.owners is not None and not to.keeps(piece):
+            return None
         alone = mine.reshape(piece.shape).clone()
         return alone.cpu() if host else alone
     size = max(end - begin for begin, end in piece.spans)
@@ -118,17 +169,17 @@ def gather(piece: Piece, mine: Tensor, everywhere: bool, host: bool = True) -> T
     sent = mine.to(wire(mine.device, piece.group)).contiguous()
     if sent.numel() < size:
         sent = torch.cat([sent, sent.new_zeros(size - sent.numel())])
-    rank = piece.rank
-    receives = everywhere or rank == 0
+    rank, receiver = piece.rank, to.of(piece)
+    receives = to.everywhere or rank == receiver
     buffer = sent.new_empty(world * size) if receives else sent.new_empty(0)
     parts = list(torch.split(buffer, size)) if receives and size else []
     if size:
-        if everywhere:
+        if to.everywhere:
             dist.all_gather(parts, sent, group=piece.group)
         else:
-            first = dist.get_global_rank(piece.group, 0)
-            dist.gather(sent, parts if rank == 0 else None, dst=first, group=piece.group)
-    if not receives:
+            there = dist.get_global_rank(piece.group, receiver)
+            dist.gather(sent, parts if receives else None, dst=there, group=piece.group)
+    if not receives or (to.owners is not None and not to.writes):
         return None
     whole = _in_order(piece, buffer, size)
     return whole.cpu() if host else whole

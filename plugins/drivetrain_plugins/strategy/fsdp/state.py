@@ -11,19 +11,26 @@ from torch import Tensor
 
 from drivetrain.errors import CheckpointError
 from drivetrain_plugins.strategy.fsdp.engine import Engine
-from drivetrain_plugins.strategy.fsdp.shards import gather, local, part, slice_of, wire
+from drivetrain_plugins.strategy.fsdp.shards import Receivers, gather, local, part, slice_of, wire
 
 
-def weights_out(engine: Engine, everywhere: bool) -> dict[str, Any]:
-    """The bare model's state_dict, whole, on the host of the ranks that keep it. A collective."""
+def weights_out(engine: Engine, to: Receivers) -> dict[str, Any]:
+    """The bare model's state_dict, whole, on the host of the ranks that keep it. A collective.
+
+    Of a state that is spread each rank has what it owns, and the first what is no parameter.
+    """
+    spread = to.owners is not None
     whole: dict[str, Tensor | None] = {}
     found: dict[str, Any] = {}
     for key, source in engine.bare.keys.items():
         if isinstance(source, str):
             if source not in whole:
                 piece = engine.pieces[source]
-                whole[source] = gather(piece, part(piece, piece.holder), everywhere)
-            found[key] = whole[source]
+                whole[source] = gather(piece, part(piece, piece.holder), to)
+            if whole[source] is not None or not spread:
+                found[key] = whole[source]
+        elif spread and to.rank != 0:
+            continue
         elif isinstance(source, tuple):
             module, attribute = source
             buffer = module._buffers[attribute]
@@ -91,7 +98,7 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
+def gradients_out(engine: Engine, to: Receivers) -> dict[str, Tensor]:
     """The gradients of an unfinished accumulation, averaged over the ranks, whole. A collective."""
     mine = {
         name: (engine.reduced(piece) is not None, engine.pending(piece) is not None)
@@ -108,7 +115,8 @@ def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
             begin, end = piece.span
             found_here = engine.reduced(piece)
             elements = local(piece.holder).new_zeros(end - begin) if found_here is None else found_here
-            whole = gather(piece, elements, everywhere)
+            # What every rank has whole is averaged, in which all must take part.
+            whole = gather(piece, elements, to if piece.group is not None else Receivers(everywhere=True))
             if piece.group is None and whole is not None:
                 whole = _averaged(whole, piece.holder.device)
         if waiting:
@@ -120,7 +128,7 @@ def gradients_out(engine: Engine, everywhere: bool) -> dict[str, Tensor]:
             )
             averaged = _averaged(own.detach().reshape(piece.shape), piece.holder.device)
             whole = averaged if whole is None else whole + averaged
-        if whole is not None:
+        if whole is not None and (to.owners is None or to.keeps(piece)):
             found[name] = whole
     return found
 

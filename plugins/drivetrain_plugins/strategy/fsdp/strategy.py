@@ -27,7 +27,7 @@ from drivetrain_plugins.strategy.fsdp.engine import Bare, Engine, Plan
 from drivetrain_plugins.strategy.fsdp.loading import Loading, is_empty
 from drivetrain_plugins.strategy.fsdp.options import FSDPOptions, inert, read_settings
 from drivetrain_plugins.strategy.fsdp.processes import end_group, ensure_group, mesh_of
-from drivetrain_plugins.strategy.fsdp.shards import gather, part
+from drivetrain_plugins.strategy.fsdp.shards import Receivers, gather, part
 from drivetrain_plugins.transform.gradient_checkpointing import wrap as checkpoint_block
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class FSDPStrategy:
         """Shards the model, and builds what updates it on the shards."""
         policy = self.run.precision.policy
         self.model = model
+        self._check_alike(model)
         left: _Left | None = vars(model).pop(_LEFT, None)
         if left is not None and not self._goes_on_with(left):
             _make_whole(left.engine, left.binding)
@@ -130,6 +131,21 @@ class FSDPStrategy:
             self.scaler = ShardedScaler(self.run.device.type, **policy.loss_scale)
         self.zero_grad()
         return Prepared(self.wrapped, self.optimizer, self.scheduler)
+
+    def _check_alike(self, model: Model) -> None:
+        """Refuses a model that only some processes have weights of.
+
+        Raises:
+            ConfigurationError: on every rank.
+        """
+        empty: list[bool] = [False] * dist.get_world_size()
+        dist.all_gather_object(empty, is_empty(model))
+        if any(empty) and not all(empty):
+            ranks = ", ".join(str(rank) for rank, found in enumerate(empty) if found)
+            raise ConfigurationError(
+                f"The model is on the meta device on rank(s) {ranks} and has weights on the others: build it alike on "
+                "every process, by model_init with fsdp_config's cpu_ram_efficient_loading=True."
+            )
 
     def _recompute(self, units: Mapping[str, nn.Module]) -> None:
         """Computes the units' activations again in the backward pass, until the run ends."""
@@ -223,24 +239,36 @@ class FSDPStrategy:
         return collect(tensors)
 
     def state_out(self, weights_only: bool = False) -> TrainState:
-        """The canonical state, whole on rank 0, and on other ranks that write. A collective."""
+        """The canonical state, whole on rank 0, and on other ranks that write. A collective.
+
+        With `state_dict_type="sharded_state_dict"` it is spread: each rank has whole tensors of some parameters.
+        """
         engine = self.engine
         assert engine is not None
         engine.rest()
-        weights = states.weights_out(engine, self.everywhere)
+        spread = self.settings.state_dict_type == "sharded_state_dict" and not weights_only
+        # Several folders that are not shared each need everything.
+        spread = spread and not self.everywhere and dist.get_world_size() > 1
+        to = (
+            Receivers.apart(engine.pieces.values())
+            if spread
+            else Receivers(self.everywhere, rank=dist.get_rank())
+        )
+        weights = states.weights_out(engine, to)
         state = TrainState(weights)
         if not weights_only:
             assert self.binding is not None
-            optimizer, groups, extra = self.binding.state_out(self.everywhere)
+            optimizer, groups, extra = self.binding.state_out(to)
             state = TrainState(
                 weights=weights,
                 optimizer=optimizer,
                 groups=groups,
-                gradients=states.gradients_out(engine, self.everywhere),
+                gradients=states.gradients_out(engine, to),
                 loss_scale=self.scaler.state_dict() if self.scaler is not None else None,
                 optimizer_extra=extra,
+                spread=spread,
             )
-        return state if self.everywhere or dist.get_rank() == 0 else TrainState({})
+        return state if spread or self.everywhere or dist.get_rank() == 0 else TrainState({})
 
     def state_in(self, state: TrainState) -> None:
         """Sets this rank's part of a whole state."""
@@ -301,7 +329,7 @@ def _make_whole(engine: Engine, binding: Binding | None) -> None:
     whole: dict[str, Tensor] = {}
     for name, piece in engine.pieces.items():
         if not piece.alone:
-            made = gather(piece, part(piece, piece.holder), everywhere=True, host=False)
+            made = gather(piece, part(piece, piece.holder), Receivers(everywhere=True), host=False)
             assert made is not None
             whole[name] = made
             if bare.parameters[name].device.type == "meta":
