@@ -159,6 +159,7 @@ def test_operators_that_are_compiled(folder: Path, alone: dict[str, Any]) -> Non
         for stage in (2, 3)
         for name, settings in (("cpu", zero(stage, OFFLOAD, **cpu)), ("fused", zero(stage, **fused)))
     ]
+    scenarios.append({"name": "fused-0", "settings": {**zero(0, **fused), **EPOCHS}})
     scenarios += [
         {"name": f"{s['name']}-into", "world": 1, "resume": base, "settings": s["settings"]}
         for s in scenarios
@@ -173,7 +174,7 @@ def test_operators_that_are_compiled(folder: Path, alone: dict[str, Any]) -> Non
         1,
         [
             {"name": f"{name}-back", "world": 2, "resume": str(folder / name / "checkpoint-4")}
-            for name in ("cpu-2", "cpu-3", "fused-2", "fused-3")
+            for name in ("cpu-2", "cpu-3", "fused-0", "fused-2", "fused-3")
         ],
     )
     for ranks in back.values():

@@ -56,6 +56,34 @@ def _counted(key: str, value: Any) -> Any:
     return torch.tensor(float(value)) if key == "step" else copy.deepcopy(value)
 
 
+def counted_as_torch(
+    states: dict[str, dict[str, Any]], names: Sequence[Sequence[str]], inner: Any
+) -> dict[str, dict[str, Any]]:
+    """The state of whole parameters with the counters that torch's optimizers have.
+
+    DeepSpeed's fused Adam updates all parameters of a group at once, and counts for the last of them alone.
+    """
+    found = {
+        name: {key: _counted(key, value) if key == "step" else value for key, value in entry.items()}
+        for name, entry in states.items()
+    }
+    if type(inner).__name__ in _OWN_ADAMS:
+        for of_group in names:
+            entries = [found[name] for name in of_group if name in found]
+            steps = [entry["step"] for entry in entries if "step" in entry]
+            for entry in entries if steps else ():
+                entry["step"] = max(steps).clone()
+    return found
+
+
+def count_in_its_own_way(inner: torch.optim.Optimizer) -> None:
+    """DeepSpeed's own Adams count in whole numbers."""
+    if type(inner).__name__ in _OWN_ADAMS:
+        for state in inner.state.values():
+            if "step" in state:
+                state["step"] = int(state["step"])
+
+
 def groups_out(
     groups: Sequence[dict[str, Any]], names: Sequence[Sequence[str]], inner: Any
 ) -> list[dict[str, Any]]:

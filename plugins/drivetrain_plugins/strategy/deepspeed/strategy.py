@@ -24,7 +24,14 @@ from drivetrain_plugins.strategy.deepspeed.filling import fill_from_arguments
 from drivetrain_plugins.strategy.deepspeed.gradients import gradients_in, gradients_out
 from drivetrain_plugins.strategy.deepspeed.groups import EngineOptimizer
 from drivetrain_plugins.strategy.deepspeed.loss_scale import LossScale
-from drivetrain_plugins.strategy.deepspeed.optimizer_state import groups_in, groups_out, state_in, state_out
+from drivetrain_plugins.strategy.deepspeed.optimizer_state import (
+    count_in_its_own_way,
+    counted_as_torch,
+    groups_in,
+    groups_out,
+    state_in,
+    state_out,
+)
 from drivetrain_plugins.strategy.deepspeed.pieces import Pieces
 from drivetrain_plugins.strategy.deepspeed.together import Together
 from drivetrain_plugins.strategy.deepspeed.weights import weights_in, weights_out
@@ -260,7 +267,8 @@ class DeepSpeedStrategy:
             world = self.run.processes.world_size
             gradients = gradients_out(self.pieces, named, self.config.stage, world)
         if self.pieces is None:
-            states, groups, extra = optimizer_state_out(self.optimizer.inner, named.items())
+            states, _, extra = optimizer_state_out(self.optimizer.inner, named.items())
+            states = counted_as_torch(states, built.names, self.optimizer.inner)
             groups = groups_out(self.optimizer.param_groups, built.names, self.optimizer.inner)
         else:
             states, extra = state_out(self.pieces, named, keep), {}
@@ -295,13 +303,16 @@ class DeepSpeedStrategy:
 
     def _whole_state_in(self, named: dict[str, Any], state: TrainState) -> None:
         """Stage 0: the optimizer has the parameters themselves, but for groups without any, which are not in it."""
-        full = [group for group in state.groups if group["params"]]
+        assert self._built is not None
         inner = self.optimizer.inner
-        optimizer_state_in(
-            inner,
-            named.items(),
-            TrainState(state.weights, state.optimizer, full, optimizer_extra=state.optimizer_extra),
-        )
+        groups = [
+            {**{key: value for key, value in group.items() if key != "params"}, "params": names}
+            for group, names in zip(self.optimizer.param_groups, self._built.names, strict=True)
+            if names
+        ]  # their options are set already
+        given = TrainState(state.weights, state.optimizer, groups, optimizer_extra=state.optimizer_extra)
+        optimizer_state_in(inner, named.items(), given)
+        count_in_its_own_way(inner)
         # load_state_dict makes new groups; the view and the schedule go on with the ones they know.
         mine = [group for group in self.optimizer.param_groups if group["params"]]
         for kept, made in zip(mine, inner.param_groups, strict=True):
