@@ -41,10 +41,11 @@ def test_arguments_choose(plan: MakePlan) -> None:
     assert found.slot("scheduler").name == "cosine"  # type: ignore[union-attr]
 
 
-def test_an_unknown_strategy(problems: Problems, site: Site) -> None:
-    site.plugin("strategy", "fsdp")
+def test_an_unknown_strategy(problems: Problems) -> None:
     (sentence,) = problems(strategy="fsdpp")
-    assert sentence == "Unknown strategy 'fsdpp'. Did you mean 'fsdp'? Installed: ddp, fsdp, single."
+    assert sentence == (
+        "Unknown strategy 'fsdpp'. Did you mean 'fsdp'? Installed: ddp, deepspeed, fairscale, fsdp, single, xla."
+    )
 
 
 def test_a_strangers_strategy_is_chosen_by_name(plan: MakePlan, site: Site) -> None:
@@ -305,11 +306,11 @@ def test_a_claim_that_fails_is_a_warning_too(
 def test_a_broken_plugin_whose_argument_is_set_is_an_error(
     problems: Problems, site: Site, fields: str
 ) -> None:
-    """The run must not go on without sharding because the plugin that shards is broken."""
-    site.plugin("strategy", "fsdp", fields=fields)
-    (sentence,) = problems(fsdp="full_shard")
+    """The run must not go on without tracing because the plugin that traces is broken."""
+    site.plugin("transform", "jit", fields=f"place='before_wrap', {fields}")
+    (sentence,) = problems(jit_mode_eval=True)
     assert sentence.startswith(
-        "fsdp=['full_shard'] needs the strategy 'fsdp': Strategy 'fsdp' of drivetrain-fsdp 1.0 cannot"
+        "jit_mode_eval=True needs the transform 'jit': Transform 'jit' of drivetrain-jit 1.0 cannot"
     )
 
 
@@ -390,7 +391,7 @@ def test_every_problem_is_collected_and_nothing_heavy_loads(problems: Problems, 
     found = problems(
         strategy="singel",
         optim="adamw_torch",
-        deepspeed={"zero_optimization": {"stage": 1}},
+        jit_mode_eval=True,
         plugins={"greeter": {"evry": 1}, "heavy": {}, "needy": {}, "nobody": {}},
     )
     text = "\n".join(found)
@@ -399,7 +400,7 @@ def test_every_problem_is_collected_and_nothing_heavy_loads(problems: Problems, 
         "'evry'",
         "needs no-engine",
         "Unknown plugin 'nobody'",
-        "deepspeed=",
+        "jit_mode_eval=",
     ):
         assert text.count(part) == 1, text
     assert len(found) == 5
@@ -419,22 +420,6 @@ def test_several_problems_are_one_error_with_a_list(plan: MakePlan, site: Site) 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (
-            {"fsdp": "full_shard"},
-            "fsdp=['full_shard'] is not there yet: it needs the strategy plugin 'fsdp', which is not installed.",
-        ),
-        (
-            {"sharded_ddp": "simple"},
-            "sharded_ddp=['simple'] is not there yet: it needs the strategy plugin 'fairscale', which is not installed.",
-        ),
-        (
-            {"deepspeed": {"zero_optimization": {"stage": 2}}},
-            "it needs the strategy plugin 'deepspeed', which is not installed.",
-        ),
-        (
-            {"tpu_num_cores": 8},
-            "tpu_num_cores=8 is not there yet: it needs the strategy plugin 'xla', which is not installed.",
-        ),
         (
             {"jit_mode_eval": True},
             "jit_mode_eval=True is not there yet: it needs the transform plugin 'jit', which is not installed.",
@@ -463,12 +448,13 @@ def test_what_is_not_there_yet_says_so(problems: Problems, values: dict[str, Any
 
 def test_a_strangers_plugin_takes_over_what_is_not_there_yet(plan: MakePlan, site: Site) -> None:
     site.plugin(
-        "strategy",
-        "fsdp",
-        fields="arguments=('fsdp',), chosen_by=lambda args: Claim('fsdp=...') if args.fsdp else None",
-        body="@hookimpl\ndef make_strategy(self, run): return 1\n",
+        "transform",
+        "jit",
+        fields="place='after_prepare', arguments=('jit_mode_eval',), "
+        "chosen_by=lambda args: Claim('jit_mode_eval=True') if args.jit_mode_eval else None",
+        body="@hookimpl\ndef transform_model(self, run, model): return None\n",
     )
-    assert plan(fsdp="full_shard").slot("strategy").name == "fsdp"  # type: ignore[union-attr]
+    assert [found.name for found in plan(jit_mode_eval=True).of_kind("transform")] == ["jit"]
 
 
 @pytest.mark.parametrize(
