@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.by_hand import Ended, as_torchrun, free_port, run
+from support.by_hand import Ended, as_torchrun, environment, free_port, run
+from support.strangers import Site
 
 START = str(Path(__file__).with_name("start_script.py"))
 TRAIN = str(Path(__file__).with_name("train_script.py"))
@@ -121,6 +123,22 @@ def test_what_is_wrong_for_all_is_said_by_all(
     for each in train(tmp_path, **settings):
         assert each.code == 1
         assert sentence in each.sentence
+
+
+@pytest.mark.slow
+def test_a_missing_engine(tmp_path: Path) -> None:
+    """A strategy is installed, and the engine that it wraps is not."""
+    site = Site(tmp_path / "site")
+    site.plugin("strategy", "warp", fields='requires=("warp_engine",), distribution="drivetrain-warp"')
+    port = free_port()
+    path = os.pathsep.join([str(site.folder), environment()["PYTHONPATH"]])
+    ranks = [as_torchrun(rank, 2, port) | {"PYTHONPATH": path} for rank in range(2)]
+    for each in run([TRAIN, str(tmp_path), json.dumps({"strategy": "warp"})], ranks):
+        assert each.code == 1
+        assert each.sentence == (
+            "drivetrain.errors.ConfigurationError: Strategy 'warp' needs warp_engine, which is not installed. "
+            "Run: pip install 'warp_engine'"
+        )
 
 
 @pytest.mark.slow
