@@ -418,7 +418,7 @@ def main() -> int:
         console.print(f"FAILED {failure}", style="red", highlight=False, markup=False)
     if chosen.out:
         command = "nox -s strategies_soak" if chosen.soak else "nox -s strategies"
-        page = PAGE.format(command=f"{command} -- --out {chosen.out.name}", **TOLERANCE)
+        page = PAGE.format(command=f"{command} -- --out {chosen.out if not chosen.out.is_absolute() else chosen.out.name}", **TOLERANCE)
         chosen.out.write_text("\n".join([page, *map(markdown, grids)]))
     return 1 if failures else 0
 
