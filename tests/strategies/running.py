@@ -169,7 +169,7 @@ def strategies_grid(harness: Harness, configurations: list[Configuration]) -> Gr
         "What each strategy holds",
         ["strategy", "engine", ">parameters", ">optimizer"],
         rows,
-        f"Elements on the fullest rank of 1, 2 and 4 processes. The model has {reference['parameters']}, its AdamW "
+        f"Elements on the fullest rank of 1, 2 and 4 processes, between updates. The model has {reference['parameters']}, its AdamW "
         f"{reference['optimizer']}; what is more is padding.",
     )
 
@@ -418,7 +418,10 @@ def main() -> int:
         console.print(f"FAILED {failure}", style="red", highlight=False, markup=False)
     if chosen.out:
         command = "nox -s strategies_soak" if chosen.soak else "nox -s strategies"
-        page = PAGE.format(command=f"{command} -- --out {chosen.out if not chosen.out.is_absolute() else chosen.out.name}", **TOLERANCE)
+        page = PAGE.format(
+            command=f"{command} -- --out {chosen.out if not chosen.out.is_absolute() else chosen.out.name}",
+            **TOLERANCE,
+        )
         chosen.out.write_text("\n".join([page, *map(markdown, grids)]))
     return 1 if failures else 0
 

@@ -57,5 +57,5 @@ def markdown(grid: Grid) -> str:
 
 
 def _cell(text: str) -> str:
-    plain = text.lstrip("!").replace("|", "/").replace("\n", " ")
+    plain = " ".join(text.lstrip("!").replace("|", "/").split())
     return f"**{plain}**" if text.startswith("!") else plain
