@@ -66,9 +66,16 @@ def install(session: nox.Session, *requirements: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test but those that compare with other engines."""
+    """Every test but those that compare with other engines, and those that take minutes each."""
     install(session, *group("test"))
-    session.run("pytest", *(session.posargs or ("-q",)), env=QUIET)
+    session.run("pytest", *(session.posargs or ("-q", "-m", "not soak")), env=QUIET)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """The tests that take minutes each: workers killed and started anew, engines that compile their operators."""
+    install(session, *group("test"))
+    session.run("pytest", *(session.posargs or ("-q", "-m", "soak")), env=QUIET)
 
 
 @nox.session
@@ -151,7 +158,15 @@ def bench_strategies(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """The lowest versions of the runtime dependencies, beside transformers 4.34.0."""
     session.install(*TORCH, *CONSTRAINED)
-    beside = ("transformers==4.34.0", "pyarrow<21", "pandas<3", "datasets", "scikit-learn")
+    beside = (
+        "transformers==4.34.0",
+        "pyarrow<21",
+        "pandas<3",
+        "datasets",
+        "scikit-learn",
+        "deepspeed",
+        "fairscale",
+    )
     tools = ("pytest", "pytest-timeout", "hypothesis", "psutil", "hatchling", "editables")
     session.install("-e", str(HERE), *MINIMUMS, *beside, *tools)
     session.run("python", "-c", "import drivetrain.trainer, transformers, numpy; print(numpy.__version__)")

@@ -156,6 +156,7 @@ def test_a_killed_process_is_named(acting: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_process_and_restarts(acting: Path) -> None:
     done = run("--max-restarts", "2", act="kill:1")
     assert done.returncode == 0, done.stderr

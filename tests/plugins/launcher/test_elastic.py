@@ -86,8 +86,15 @@ def assert_exact(folder: Path, weights: dict[str, torch.Tensor]) -> None:
         assert torch.equal(found["weights"][name], tensor), name
 
 
-@pytest.mark.parametrize("how", [["--standalone"], ["--master-port", "PORT"]], ids=["standalone", "static"])
-@pytest.mark.parametrize(("rank", "step"), [(1, 5), (0, 8)])
+@pytest.mark.parametrize(
+    ("how", "rank", "step"),
+    [
+        (["--standalone"], 1, 5),
+        pytest.param(["--standalone"], 0, 8, marks=pytest.mark.soak),
+        pytest.param(["--master-port", "PORT"], 1, 5, marks=pytest.mark.soak),
+        pytest.param(["--master-port", "PORT"], 0, 8, marks=pytest.mark.soak),
+    ],
+)
 def test_a_killed_worker(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor], how: list[str], rank: int, step: int
 ) -> None:
@@ -101,6 +108,7 @@ def test_a_killed_worker(
     assert_exact(tmp_path, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_checkpoint_of_another_launch_is_not_gone_on_from(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:

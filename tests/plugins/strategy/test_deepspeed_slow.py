@@ -145,6 +145,7 @@ def test_a_rank_that_fails_takes_the_others_down(folder: Path) -> None:
         launch(folder, 2, [scenario])
 
 
+@pytest.mark.soak
 def test_operators_that_are_compiled(folder: Path, alone: dict[str, Any]) -> None:
     """DeepSpeed's own Adams, on the host and fused; what they write, torch's AdamW goes on with, and the reverse."""
     cpu, fused = {"optimizer": adamw()}, {"optimizer": adamw()}
