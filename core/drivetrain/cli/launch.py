@@ -195,7 +195,9 @@ def _failure(failures: Mapping[int, Any], restarts: int, logs: Path) -> int:
     followers = (EXIT_CODES[ProcessError], -signal.SIGTERM, -signal.SIGINT)
     by_age = sorted(failures.items(), key=lambda item: item[1].timestamp)
     blamed = [item for item in by_age if item[1].exitcode not in followers] or by_age
-    rank, failure = blamed[0]
+    mistake = EXIT_CODES[DrivetrainError]
+    # A mistake of all is said by the first of them, whichever of them was the first to end.
+    rank, failure = next((item for item in blamed if item[0] == 0 and item[1].exitcode == mistake), blamed[0])
     if failure.local_rank != 0:
         written = max(
             logs.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=os.path.getmtime, default=None
@@ -203,7 +205,7 @@ def _failure(failures: Mapping[int, Any], restarts: int, logs: Path) -> int:
         lines = written.read_text(errors="replace").splitlines() if written is not None else []
         print(*lines[-_LINES:], sep="\n", end="\n" * bool(lines), file=sys.stderr)
     after = f" after {restarts} restart{'s' if restarts > 1 else ''}" if restarts else ""
-    if (rank, failure.exitcode) != (0, EXIT_CODES[DrivetrainError]):  # that is a sentence already
+    if failure.exitcode != mistake:  # that is a sentence already
         complain_line(f"Rank {rank} {_ended(failure.exitcode)}{after}, and the others with it.")
     return int(failure.exitcode) if failure.exitcode > 0 else 128 - int(failure.exitcode)
 
