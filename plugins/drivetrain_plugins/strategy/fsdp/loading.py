@@ -20,6 +20,7 @@ from drivetrain.checkpoint.weights import weight_files
 from drivetrain.errors import ConfigurationError
 from drivetrain_plugins.strategy.fsdp.deferred import Place, Recording, view
 from drivetrain_plugins.strategy.fsdp.engine import Engine
+from drivetrain_plugins.strategy.fsdp.host_memory import give_back_at_once
 from drivetrain_plugins.strategy.fsdp.shards import Piece, part, slice_of
 
 
@@ -79,6 +80,8 @@ class Loading:
         Raises:
             ConfigurationError: nothing says what a tensor is to hold.
         """
+        if device.type == "cpu":
+            give_back_at_once()
         bare = engine.bare
         left = {name for name, known in self.names.items() if known in self.empty}
         if self.weights is not None:
