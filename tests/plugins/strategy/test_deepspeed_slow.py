@@ -194,7 +194,10 @@ def test_its_own_launcher(tmp_path: Path, extra: list[str]) -> None:
         "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
         "trainer = Trainer(Toy(), args, train_dataset=rows())\n"
         "trainer.train()\n"
-        "print('trained by', type(trainer.run.strategy).__name__, args.process_index, 'of', args.world_size)\n"
+        # At once: print writes its parts by themselves, and the ranks share a pipe.
+        "name = type(trainer.run.strategy).__name__\n"
+        "import sys\n"
+        "sys.stdout.write(f'trained by {name} {args.process_index} of {args.world_size}\\n')\n"
     )
     config = tmp_path / "ds.json"
     config.write_text('{"zero_optimization": {"stage": 2}, "train_batch_size": "auto"}')
