@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,8 +23,10 @@ from drivetrain_plugins.strategy.deepspeed import locks
 from drivetrain_plugins.strategy.deepspeed.configuration import Configuration, read
 from drivetrain_plugins.strategy.deepspeed.elementwise import check_element_wise
 from drivetrain_plugins.strategy.deepspeed.filling import fill_from_arguments, fill_from_run
+from drivetrain_plugins.strategy.deepspeed.known import NAMES
 from drivetrain_plugins.strategy.deepspeed.loss_scale import LossScale
 from drivetrain_plugins.strategy.deepspeed.probe import problems
+from drivetrain_plugins.strategy.deepspeed.unsupported import inert
 
 
 def args_of(tmp_path: Path, **settings: Any) -> TrainingArguments:
@@ -195,6 +199,11 @@ def test_what_agrees_is_no_contradiction(tmp_path: Path) -> None:
             "sets scheduler.type='WarmupLR', but lr_scheduler_type='cosine'",
         ),
         (
+            {"zero_optimisation": {"stage": 1}},
+            {},
+            "deepspeed has no option 'zero_optimisation'. Did you mean 'zero_optimization'?",
+        ),
+        (
             {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "fp16": {"enabled": True}},
             {},
             "sets both bf16.enabled and fp16.enabled: keep one",
@@ -204,6 +213,21 @@ def test_what_agrees_is_no_contradiction(tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_said(tmp_path: Path, content: Any, settings: Any, said: str) -> None:
     found = problems(args_of(tmp_path, deepspeed=content, **settings))
     assert any(said in line for line in found), found
+
+
+def test_a_name_like_none_is_said() -> None:
+    """A later DeepSpeed may know it, so it is no error."""
+    (line,) = inert(Configuration({"quux": 1, "zero_optimization": {"stage": 1}}))
+    assert line.startswith("deepspeed: quux is not known here")
+
+
+def test_the_names_are_deepspeeds() -> None:
+    """What its reader knows by constants of its own is known here too."""
+    reader = pytest.importorskip("deepspeed.runtime.config")
+    source = inspect.getsource(reader)
+    read = re.findall(r"get_scalar_param\(param_dict, ([A-Z_]+)", source)
+    assert len(read) > 10
+    assert {getattr(reader, name) for name in read} <= NAMES
 
 
 def test_a_scheduler_by_both_names_is_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from drivetrain_plugins.strategy.deepspeed.configuration import Configuration
+from drivetrain_plugins.strategy.deepspeed.known import misspelt, unheard_of
 
 _SWITCHES = {
     "elasticity": "it would change the batch size behind the arguments' back; a run resumes at another number "
@@ -39,6 +40,7 @@ def problems(config: Configuration, on_cuda: bool) -> Iterator[str]:
         config: the configuration, filled.
         on_cuda: whether the run will be on a CUDA device.
     """
+    yield from misspelt(config)
     for block, cure in _SWITCHES.items():
         if config.on(block):
             yield f"deepspeed: {block} cannot be used here: {cure}."
@@ -110,4 +112,4 @@ def inert(config: Configuration) -> list[str]:
     gather = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     if config.stage == 3 and config.get(gather) is False:
         lines.append(f"deepspeed: {gather}=false has no effect: saved weights are always whole.")
-    return lines
+    return lines + unheard_of(config)
