@@ -78,14 +78,14 @@ def layout(run: Run, batch_size: int, checkpoint: str | None) -> Layout:
     """
     world, accumulation = run.processes.world_size, run.args.gradient_accumulation_steps
     asked = Layout(batch_size, Split(world), accumulation)
-    saved = saved_layout(checkpoint)
+    saved = saved_layout(read_run(checkpoint)["position"]) if checkpoint is not None else None
     if saved is None or saved.split.world == world or saved.batch_size != batch_size:
         return asked
     parts = -(-saved.split.world // world)
     if accumulation not in (saved.batches, saved.batches * parts):
         return asked
     kept = Layout(batch_size, Split(saved.split.world, parts), saved.batches)
-    rows = batch_size * saved.split.world
+    rows = kept.global_batch
     if not _fits(rows, saved.split.world, world):
         fitting = [str(n) for n in range(1, rows + 1) if _fits(rows, saved.split.world, n)]
         raise _does_not_fit(world, rows, saved.split.world, fitting)
@@ -107,17 +107,15 @@ def check_loader(loader: Any, layout: Layout, processes: Any) -> None:
     now, before = processes.world_size, layout.split.world
     if now == before:
         return
-    unit = unit_of(loader)
-    rows = layout.batch_size * before
+    unit, rows = unit_of(loader), layout.global_batch
     if unit == "own":
         raise _does_not_fit(now, rows, before, [str(before)])
     if unit == "batch" and before % now:
         raise _does_not_fit(now, rows, before, [str(n) for n in range(1, before + 1) if before % n == 0])
 
 
-def saved_layout(checkpoint: str | None) -> Layout | None:
-    """The layout of the run that wrote a checkpoint, where it tells one."""
-    position = read_run(checkpoint)["position"] if checkpoint is not None else None
+def saved_layout(position: dict[str, Any] | None) -> Layout | None:
+    """The layout of the run that wrote a checkpoint, by the checkpoint's position; None where it tells none."""
     return Layout.from_json(position["layout"]) if position and position.get("layout") else None
 
 

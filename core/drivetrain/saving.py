@@ -24,7 +24,7 @@ from drivetrain.checkpoint import (
     sweep,
 )
 from drivetrain.checkpoint.plain import plain
-from drivetrain.elastic import Layout, micro_batches
+from drivetrain.elastic import micro_batches, saved_layout
 from drivetrain.errors import CheckpointError, did_you_mean
 from drivetrain.gathering import broadcast
 from drivetrain.loop import Position
@@ -384,7 +384,7 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
     where = contents.position or {}
     assert trainer.layout is not None
-    before = Layout.from_json(where["layout"]) if where.get("layout") else None
+    before = saved_layout(where)
     carries = bool(contents.train_state.gradients)
     trainer.epoch_was_stopped = bool(where.get("epoch_stop"))
     logger.info(

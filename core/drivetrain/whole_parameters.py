@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
+def share_of_update(loss: Tensor, weight: float, accumulation: int, scaler: Any) -> Tensor:
+    """What of a micro-batch's loss goes into the backward pass, so that every row of the update counts the same.
+
+    Args:
+        loss: the mean over the micro-batch's rows.
+        weight: `run.batch_weight`.
+        accumulation: micro-batches of the update.
+        scaler: the loss scaler, or None.
+    """
+    if weight != 1.0:
+        loss = loss * weight
+    if accumulation > 1:
+        loss = loss / accumulation
+    return loss if scaler is None else scaler.scale(loss)
+
+
 class WholeParameters:
     """The strategy of one process, and a base for others; its methods are those of `drivetrain.slots.Strategy`.
 
@@ -88,13 +104,7 @@ class WholeParameters:
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of this micro-batch's share."""
-        if self.run.batch_weight != 1.0:
-            loss = loss * self.run.batch_weight
-        if self.accumulation > 1:
-            loss = loss / self.accumulation
-        if self.scaler is not None:
-            loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+        share_of_update(loss, self.run.batch_weight, self.accumulation, self.scaler).backward()  # type: ignore[no-untyped-call]
 
     def update(self, max_norm: float | None) -> Update:
         """Unscale, clip, step, schedule, clear."""

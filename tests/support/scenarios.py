@@ -306,6 +306,19 @@ def launch(
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in scenarios}
 
 
+def without_engine(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the same run in one process."""
+    engine = (
+        "plugins",
+        "strategy",
+        "sharded_ddp",
+        "torch_compile",
+        "torch_compile_backend",
+        "gradient_checkpointing",
+    )
+    return {key: value for key, value in settings.items() if key not in engine}
+
+
 def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2e-5) -> None:
     """The same run: losses, log, evaluation, weights."""
     assert one["error"] is None

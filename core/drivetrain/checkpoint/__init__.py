@@ -8,6 +8,7 @@ from drivetrain.checkpoint.canonical import (
 )
 from drivetrain.checkpoint.contents import CheckpointContents
 from drivetrain.checkpoint.files import recover, replace_tree, sweep
+from drivetrain.checkpoint.fitting import check_names, check_shape
 from drivetrain.checkpoint.manifest import validate
 from drivetrain.checkpoint.plain import plain
 from drivetrain.checkpoint.randomness import RandomState
@@ -27,6 +28,8 @@ from drivetrain.checkpoint.writer import save_checkpoint
 __all__ = [
     "CheckpointContents",
     "RandomState",
+    "check_names",
+    "check_shape",
     "checkpoints",
     "last_checkpoint",
     "load_checkpoint",

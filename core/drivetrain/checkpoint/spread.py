@@ -18,7 +18,7 @@ from typing import Any
 from drivetrain.checkpoint import tensors as tensor_files
 from drivetrain.checkpoint.contents import GRADIENTS, OPTIMIZER, write_json, write_packed
 from drivetrain.checkpoint.manifest import FileRecord
-from drivetrain.checkpoint.weights import INDEX, split, write_other
+from drivetrain.checkpoint.weights import INDEX, metadata_of, split, write_other
 from drivetrain.errors import CheckpointError
 from drivetrain.slots import TrainState
 
@@ -43,10 +43,9 @@ def gradients_name(rank: int) -> str:
 def write_weights_part(folder: str, state: TrainState, rank: int, world_size: int) -> dict[str, FileRecord]:
     """Writes the weights that this rank holds. Extra state that is no tensor is rank 0's to write."""
     whole, tied, other = split(state.weights)
-    metadata = {"format": "pt", "tied": json.dumps(tied)} if tied else {"format": "pt"}
     name = weights_name(rank, world_size)
     records = write_other(folder, other) if rank == 0 else {}
-    records[name] = tensor_files.write_tensors(os.path.join(folder, name), whole, metadata)
+    records[name] = tensor_files.write_tensors(os.path.join(folder, name), whole, metadata_of(tied))
     return records
 
 

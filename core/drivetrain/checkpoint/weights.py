@@ -6,13 +6,14 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from drivetrain.checkpoint import tensors as tensor_files
+from drivetrain.checkpoint.fitting import check_names, check_shape
 from drivetrain.checkpoint.manifest import MANIFEST, FileRecord, check, is_safe_name, read_manifest
 from drivetrain.checkpoint.serialize import pack, unpack
 from drivetrain.errors import CheckpointError
@@ -95,9 +96,7 @@ def write_weights(
     limit = parse_size(max_shard_size)
     records = write_other(folder, other)
     shards = _shards(whole, limit)
-    metadata = {"format": "pt"}
-    if tied:
-        metadata["tied"] = json.dumps(tied)
+    metadata = metadata_of(tied)
     if len(shards) == 1:
         records[WEIGHTS] = tensor_files.write_tensors(os.path.join(folder, WEIGHTS), shards[0], metadata)
         return records
@@ -111,12 +110,16 @@ def write_weights(
     return records
 
 
+def metadata_of(tied: Mapping[str, str]) -> dict[str, str]:
+    """What a file's header says beside its tensors: for transformers that they are torch's, for us what is tied."""
+    return {"format": "pt", "tied": json.dumps(tied)} if tied else {"format": "pt"}
+
+
 def write_exact(folder: str, weights: Mapping[str, Any]) -> dict[str, FileRecord]:
     """Writes the whole state_dict to `weights.safetensors`, beside what somebody else wrote."""
     whole, tied, other = split(weights)
     records = write_other(folder, other)
-    metadata = {"format": "pt", "tied": json.dumps(tied)}
-    records[EXACT] = tensor_files.write_tensors(os.path.join(folder, EXACT), whole, metadata)
+    records[EXACT] = tensor_files.write_tensors(os.path.join(folder, EXACT), whole, metadata_of(tied))
     return records
 
 
@@ -269,23 +272,13 @@ def set_weights(
     weights = with_tied(own, weights)
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
-    if strict and (missing or unexpected):
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(unexpected)}, which the model lacks"] if unexpected else []
-        raise CheckpointError(
-            f"The weights in {source} do not fit this {type(model).__name__}: it {' and '.join(parts)}."
-        )
+    if strict:
+        check_names(type(model).__name__, missing, unexpected, source)
     for name, value in own.items():
         given = weights.get(name)
         if not isinstance(value, torch.Tensor) or given is None:
             continue
-        if not isinstance(given, torch.Tensor):
-            raise CheckpointError(f"The weight {name!r} in {source} is not a tensor.")
-        if given.shape != value.shape:
-            raise CheckpointError(
-                f"The weight {name!r} has shape {tuple(given.shape)} in {source} and {tuple(value.shape)} in "
-                f"this {type(model).__name__}; build the model as it was when it was saved."
-            )
+        check_shape(name, given, value.shape, type(model).__name__, source)
         if given.is_floating_point() != value.is_floating_point() or given.is_complex() != value.is_complex():
             raise CheckpointError(
                 f"The weight {name!r} is {given.dtype} in {source} and {value.dtype} in this "
@@ -411,9 +404,3 @@ def _unpickled(path: str) -> dict[str, torch.Tensor]:
     ):
         raise CheckpointError(f"The file {path} does not hold weights by name.")
     return content
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -19,44 +19,27 @@ _WORDS = typer.Argument(
     "--data.KEY, --plugins.NAME.KEY.",
     show_default=False,
 )
-_SEVERAL = "Several processes"
 _TRACEBACK = typer.Option("--traceback", help="Show the traceback of an error.")
 
-_NPROC = typer.Option(
-    "--nproc",
-    metavar="N|auto",
-    help="Run in N processes on this machine; auto: one a CUDA device.",
-    rich_help_panel=_SEVERAL,
-    show_default=False,
-)
-_NNODES = typer.Option(
-    "--nnodes",
-    metavar="N|MIN:MAX",
-    help="Machines, each of which runs this command.",
-    rich_help_panel=_SEVERAL,
-    show_default=False,
-)
-_RESTARTS = typer.Option(
+
+def _several(flag: str, form: str, help: str) -> Any:
+    """An option that starts the command in several processes."""
+    return typer.Option(
+        flag, metavar=form, help=help, rich_help_panel="Several processes", show_default=False
+    )
+
+
+_NPROC = _several("--nproc", "N|auto", "Run in N processes on this machine; auto: one a CUDA device.")
+_NNODES = _several("--nnodes", "N|MIN:MAX", "Machines, each of which runs this command.")
+_RESTARTS = _several(
     "--max-restarts",
-    metavar="N",
-    help="How often all processes are started anew, from the last checkpoint, after one has failed.",
-    rich_help_panel=_SEVERAL,
-    show_default=False,
+    "N",
+    "How often all processes are started anew, from the last checkpoint, after one has failed.",
 )
-_ENDPOINT = typer.Option(
-    "--rdzv-endpoint",
-    metavar="HOST:PORT",
-    help="Where several machines meet: one of them, and a free port.",
-    rich_help_panel=_SEVERAL,
-    show_default=False,
+_ENDPOINT = _several(
+    "--rdzv-endpoint", "HOST:PORT", "Where several machines meet: one of them, and a free port."
 )
-_RDZV_ID = typer.Option(
-    "--rdzv-id",
-    metavar="NAME",
-    help="Names the run there; the same on all machines.",
-    rich_help_panel=_SEVERAL,
-    show_default=False,
-)
+_RDZV_ID = _several("--rdzv-id", "NAME", "Names the run there; the same on all machines.")
 
 Config = Annotated[str, _CONFIG]
 Words = Annotated[list[str] | None, _WORDS]

@@ -6,9 +6,9 @@ that W ranks of b rows run the very rows that one process runs with W·b.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from typing import Any, NamedTuple
 
 import torch
@@ -130,3 +130,18 @@ def dealt_units(units: Iterable[Any], world: int, rank: int) -> Iterator[Dealt]:
             yield Dealt(group[rank], world / len(group), ())
         else:
             yield Dealt(group[0], 0.0, ())
+
+
+def dealt_to(
+    ranks: Sequence[int], deal: Callable[[Any, int, int], Iterator[Dealt]], given: Iterable[Any], world: int
+) -> Iterator[Dealt]:
+    """What `deal` gives each of some ranks, of each global batch in their order; `given` is read once.
+
+    Args:
+        ranks: whose batches are wanted.
+        deal: `dealt_batches` or `dealt_units`.
+        given: what is dealt out.
+        world: number of ranks.
+    """
+    each = tee(given, len(ranks)) if len(ranks) > 1 else (given,)
+    return interleaved([deal(one, world, rank) for one, rank in zip(each, ranks, strict=True)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, tee
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from drivetrain.data.dealing import Dealt, deal, dealt_units, interleaved
+from drivetrain.data.dealing import Dealt, deal, dealt_to, dealt_units
 from drivetrain.data.device import find_batch_size
 
 logger = logging.getLogger("drivetrain")
@@ -149,9 +149,7 @@ class DealtStream(IterableDataset[Any]):
 
     def _deal(self, rows: Iterator[Any]) -> Iterator[tuple[Any, Dealt]]:
         if self.batch_size is None:
-            each = tee(rows, len(self.ranks)) if len(self.ranks) > 1 else [rows]
-            units = [dealt_units(some, self.world, rank) for some, rank in zip(each, self.ranks, strict=True)]
-            for unit in interleaved(units):
+            for unit in dealt_to(self.ranks, dealt_units, rows, self.world):
                 yield unit.rows, Dealt(None, unit.weight, ())
             return
         group = self.batch_size * self.world

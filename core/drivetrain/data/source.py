@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +22,15 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from drivetrain.data.dealing import Dealt, count, dealt_batches, dealt_rows, dealt_units, interleaved
+from drivetrain.data.dealing import (
+    Dealt,
+    count,
+    dealt_batches,
+    dealt_rows,
+    dealt_to,
+    dealt_units,
+    interleaved,
+)
 from drivetrain.data.samplers import SeededRandomSampler, has_length
 from drivetrain.gathering import broadcast
 
@@ -175,9 +183,7 @@ class Order:
             units = self.units
             for _ in islice(units, done):  # now, since a sampler may draw as it goes
                 pass
-        deal = dealt_batches if self.batched else dealt_units
-        each = tee(units, len(ranks)) if len(ranks) > 1 else [units]
-        return interleaved([deal(some, world, rank) for some, rank in zip(each, ranks, strict=True)])
+        return dealt_to(ranks, dealt_batches if self.batched else dealt_units, units, world)
 
 
 def needs_no_state(loader: Any) -> bool:

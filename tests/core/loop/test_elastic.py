@@ -13,6 +13,7 @@ from support.launch import torchrun
 from support.toy import trainer
 
 from drivetrain import CheckpointError, ConfigurationError
+from drivetrain.checkpoint import read_run
 from drivetrain.data import Split
 from drivetrain.elastic import Layout, layout, micro_batches, saved_layout
 
@@ -79,7 +80,7 @@ def test_a_run_of_one_goes_on_with_two(tmp_path: Path) -> None:
     )
     made.train()
     checkpoint = str(tmp_path / "run" / "checkpoint-5")
-    saved = saved_layout(checkpoint)
+    saved = saved_layout(read_run(checkpoint)["position"])
     assert saved == Layout(8, Split(1), 1)
     assert saved.rows == 8
     run = made.run

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scenarios import assert_same, launch, run
+from support.scenarios import assert_same, launch, run, without_engine
 from support.toy import trainer
 
 from drivetrain import ConfigurationError
@@ -62,18 +62,6 @@ WRONG: dict[str, dict[str, Any]] = {
     },
     "cannot_be_rebuilt": {"model": "rich", "finished": "secretive"},
 }
-
-
-def without_engine(settings: dict[str, Any]) -> dict[str, Any]:
-    engine = (
-        "plugins",
-        "strategy",
-        "sharded_ddp",
-        "torch_compile",
-        "torch_compile_backend",
-        "gradient_checkpointing",
-    )
-    return {key: value for key, value in settings.items() if key not in engine}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.scenarios import assert_same, launch, run
+from support.scenarios import assert_same, launch, run, without_engine
 from support.toy import trainer
 
 from drivetrain import ConfigurationError
@@ -56,18 +56,6 @@ WRONG: dict[str, dict[str, Any]] = {
     "tied": {**UNTIED, "model": "rich", "sharded_ddp": "zero_dp_3 auto_wrap"},
     "mixed": {**PLAIN, "model": "mixed", "sharded_ddp": "zero_dp_3"},
 }
-
-
-def without_engine(settings: dict[str, Any]) -> dict[str, Any]:
-    engine = (
-        "plugins",
-        "strategy",
-        "sharded_ddp",
-        "torch_compile",
-        "torch_compile_backend",
-        "gradient_checkpointing",
-    )
-    return {key: value for key, value in settings.items() if key not in engine}
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drivetrain.checkpoint import set_weights
-from drivetrain.errors import CheckpointError
+from drivetrain.checkpoint import check_names, check_shape, set_weights
 from drivetrain.slots import Model
 from drivetrain_plugins.strategy.deepspeed.pieces import Pieces, shape_of
 
@@ -88,19 +87,11 @@ def _into_parts(model: Model, weights: dict[str, Tensor], rank: int) -> None:
             by_identity.setdefault(id(value), name)
     missing = [name for name, value in own.items() if name not in weights and id(value) not in by_identity]
     unexpected = [name for name in weights if name not in own]
-    if missing or unexpected:
-        parts = [f"lacks {missing[0]!r}"] if missing else []
-        parts += [f"has {unexpected[0]!r}, which the model lacks"] if unexpected else []
-        raise CheckpointError(
-            f"The weights in the checkpoint do not fit this {type(model).__name__}: it {' and '.join(parts)}."
-        )
+    kind = type(model).__name__
+    check_names(kind, missing, unexpected)
     for name, value in own.items():
-        given = weights.get(name)
-        if isinstance(value, Tensor) and given is not None and given.shape != shape_of(value):
-            raise CheckpointError(
-                f"The weight {name!r} has shape {tuple(given.shape)} in the checkpoint and {tuple(shape_of(value))} in "
-                f"this {type(model).__name__}; build the model as it was when it was saved."
-            )
+        if isinstance(value, Tensor) and name in weights:
+            check_shape(name, weights[name], shape_of(value), kind)
     done: set[int] = set()
     for value in own.values():
         if not isinstance(value, Tensor) or id(value) in done:

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from drivetrain.errors import CheckpointError, ConfigurationError
+from drivetrain.checkpoint import check_names, check_shape
+from drivetrain.errors import ConfigurationError
 from drivetrain.slots import Model
 
 _EXTRA = "_extra_state"
@@ -103,25 +104,22 @@ class Parts:
         Raises:
             CheckpointError: a name or a shape does not fit.
         """
-        unexpected = sorted(weights.keys() - self.entries.keys())
-        if unexpected:
-            raise CheckpointError(f"The checkpoint has the weight {unexpected[0]!r}, which this model lacks.")
         present = {id(entry) for name, entry in self.entries.items() if name in weights}
+        missing = [
+            name
+            for name, entry in self.entries.items()
+            if name not in weights and (not isinstance(entry, Tensor) or id(entry) not in present)
+        ]
+        check_names("model", missing, sorted(weights.keys() - self.entries.keys()))
         for name, entry in self.entries.items():
             if name not in weights:
-                if not isinstance(entry, Tensor) or id(entry) not in present:
-                    raise CheckpointError(f"The checkpoint lacks the weight {name!r} of this model.")
                 continue
             value = weights[name]
             if name in self._set:
                 self._set[name](value)
                 continue
             shape = self.shapes[id(entry)] if isinstance(entry, Tensor) else entry().shape
-            if value.shape != shape:
-                raise CheckpointError(
-                    f"The weight {name!r} has shape {tuple(value.shape)} in the checkpoint and {tuple(shape)} in this "
-                    "model; build the model as it was when it was saved."
-                )
+            check_shape(name, value, shape, "model")
             if isinstance(entry, Tensor):
                 self.here(entry).copy_(self.cut(value, entry))
             else:

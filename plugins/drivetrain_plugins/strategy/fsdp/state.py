@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from drivetrain.errors import CheckpointError
+from drivetrain.checkpoint import check_names, check_shape
 from drivetrain_plugins.strategy.fsdp.engine import Engine
 from drivetrain_plugins.strategy.fsdp.shards import Receivers, gather, local, part, slice_of, wire
 
@@ -57,12 +57,7 @@ def weights_in(engine: Engine, weights: Mapping[str, Any]) -> None:
         if key not in weights and not (isinstance(source, str) and source in tied)
     ]
     unexpected = [key for key in weights if key not in bare.keys]
-    if missing or unexpected:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(unexpected)}, which the model lacks"] if unexpected else []
-        raise CheckpointError(
-            f"The weights in the checkpoint do not fit this {kind}: it {' and '.join(parts)}."
-        )
+    check_names(kind, missing, unexpected)
     done: set[str] = set()
     for key, source in bare.keys.items():
         if isinstance(source, str):
@@ -71,31 +66,16 @@ def weights_in(engine: Engine, weights: Mapping[str, Any]) -> None:
             done.add(source)
             piece = engine.pieces[source]
             value = weights[tied[source]]
-            _check_shape(key, value, piece.shape, kind)
+            check_shape(key, value, piece.shape, kind)
             part(piece, piece.holder).copy_(slice_of(piece, value))
         elif isinstance(source, tuple):
             module, attribute = source
             buffer = module._buffers[attribute]
             assert buffer is not None
-            _check_shape(key, weights[key], buffer.shape, kind)
+            check_shape(key, weights[key], buffer.shape, kind)
             buffer.copy_(weights[key])
         else:
             source.set_extra_state(weights[key])
-
-
-def _check_shape(key: str, value: Any, shape: torch.Size, kind: str) -> None:
-    if not isinstance(value, Tensor):
-        raise CheckpointError(f"The weight {key!r} in the checkpoint is not a tensor.")
-    if value.shape != shape:
-        raise CheckpointError(
-            f"The weight {key!r} has shape {tuple(value.shape)} in the checkpoint and {tuple(shape)} in this {kind}; "
-            "build the model as it was when it was saved."
-        )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def gradients_out(engine: Engine, to: Receivers) -> dict[str, Tensor]:

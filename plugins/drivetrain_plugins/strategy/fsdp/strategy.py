@@ -18,6 +18,7 @@ from drivetrain.errors import ConfigurationError, DrivetrainError
 from drivetrain.memory import is_out_of_memory
 from drivetrain.plugin import hookimpl
 from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
+from drivetrain.whole_parameters import share_of_update
 from drivetrain_plugins.strategy.fsdp import state as states
 from drivetrain_plugins.strategy.fsdp.binding import Binding
 from drivetrain_plugins.strategy.fsdp.blocks import find_units
@@ -198,13 +199,7 @@ class FSDPStrategy:
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of this micro-batch's share."""
-        if self.run.batch_weight != 1.0:
-            loss = loss * self.run.batch_weight
-        if self.accumulation > 1:
-            loss = loss / self.accumulation
-        if self.scaler is not None:
-            loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+        share_of_update(loss, self.run.batch_weight, self.accumulation, self.scaler).backward()  # type: ignore[no-untyped-call]
 
     def update(self, max_norm: float | None) -> Update:
         """Unscale, clip, step, schedule, clear."""
