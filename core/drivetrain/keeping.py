@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from drivetrain import saving
+from drivetrain import resuming, saving
 from drivetrain.background import BackgroundWriter
 from drivetrain.base import TrainerBase
 from drivetrain.errors import CheckpointError, ConfigurationError
@@ -61,4 +61,4 @@ class Keeping(TrainerBase):
         folder = self.state.best_model_checkpoint
         assert folder is not None
         logger.info("Loading the best model: %s (%s).", folder, self.state.best_metric)
-        saving.load_weights_into(self.run, folder)
+        resuming.load_weights_into(self.run, folder)

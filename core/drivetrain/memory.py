@@ -12,7 +12,12 @@ import torch
 from drivetrain.background import copied
 from drivetrain.checkpoint import RandomState
 from drivetrain.errors import DrivetrainError
-from drivetrain.saving import callback_states, plugin_states, restore_callback_states, restore_plugin_states
+from drivetrain.listener_states import (
+    callback_states,
+    plugin_states,
+    restore_callback_states,
+    restore_plugin_states,
+)
 
 if TYPE_CHECKING:
     from drivetrain.trainer import Trainer

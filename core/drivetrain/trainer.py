@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from drivetrain import saving, settings
+from drivetrain import resuming, saving, settings
 from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
 from drivetrain.background import BackgroundWriter
@@ -282,9 +282,9 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 self.is_in_train = True
                 self._begin_trial(trial)
                 session.resolve(training=True)
-                saving.clean_up(self)
-                checkpoint = saving.find_checkpoint(self, resume)
-                saving.note_others(self, checkpoint)
+                resuming.clean_up(self)
+                checkpoint = resuming.find_checkpoint(self, resume)
+                resuming.note_others(self, checkpoint)
                 self.layout = layout(run, self._train_batch_size, checkpoint)
                 run.split, run.accumulation = self.layout.split, self.layout.accumulation
                 session.open(training=True)
@@ -311,7 +311,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 self.position = Position()
                 self.batches = None
                 if checkpoint is not None:
-                    self.position = saving.restore(self, run, checkpoint)
+                    self.position = resuming.restore(self, run, checkpoint)
                 return self._fit(length)
             finally:
                 self.is_in_train = False

@@ -217,7 +217,7 @@ def refuse_overwriting(args: TrainingArguments) -> None:
     """
     from drivetrain.checkpoint import last_checkpoint
     from drivetrain.processes import current
-    from drivetrain.saving import checkpoint_at, none_to_resume
+    from drivetrain.resuming import checkpoint_at, none_to_resume
 
     if current(args).attempt > 0:
         return  # started anew: what stands there is this launch's own, or was judged at its first start

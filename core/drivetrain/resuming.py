@@ -1,0 +1,167 @@
+"""Going on from a checkpoint: which one, and how a run is put back to where it was written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import TYPE_CHECKING
+
+from drivetrain.callbacks import TrainerState
+from drivetrain.changes import what_changed
+from drivetrain.checkpoint import last_checkpoint, load_checkpoint, read_run, read_weights, sweep
+from drivetrain.elastic import micro_batches, saved_layout
+from drivetrain.errors import CheckpointError, did_you_mean
+from drivetrain.gathering import broadcast
+from drivetrain.listener_states import restore_callback_states, restore_plugin_states
+from drivetrain.loop import Position
+from drivetrain.saving import PREFIX, run_folder
+from drivetrain.slots import TrainState
+
+if TYPE_CHECKING:
+    from drivetrain.run import Run
+    from drivetrain.trainer import Trainer
+
+logger = logging.getLogger("drivetrain")
+
+
+def clean_up(trainer: Trainer) -> None:
+    """Removes what a run that was killed left half-written in this run's folder."""
+    if trainer.run.is_main_process:
+        sweep(run_folder(trainer))
+
+
+def note_others(trainer: Trainer, checkpoint: str | None) -> None:
+    """Remembers which checkpoints stand there from other runs, so that replacing one can be said."""
+    if trainer.others is None:  # after a restart with a smaller batch they may be this run's own
+        folder = run_folder(trainer)
+        own = checkpoint is not None and os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(
+            folder
+        )
+        meant = own or trainer.args.overwrite_output_dir
+        trainer.others = (
+            set()
+            if meant
+            else {os.path.join(folder, os.path.basename(found)) for found in _checkpoints_in(folder)}
+        )
+
+
+def load_weights_into(run: Run, folder: str) -> None:
+    """Loads weights alone, through the strategy."""
+    run.strategy.state_in(TrainState(read_weights(folder)))
+
+
+def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
+    """The folder to resume from.
+
+    Args:
+        trainer: the trainer.
+        wanted: a folder; True for the last valid one of the run's folder; None or False for none.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    run, folder = trainer.run, run_folder(trainer)
+    started_anew = run.processes.attempt > 0
+    if started_anew and (own := last_of_launch(run, folder)) is not None:
+        return own
+    if wanted is None or wanted is False:
+        if trainer.args.ignore_data_skip:
+            logger.warning("ignore_data_skip=True has no effect: no checkpoint is resumed.")
+        return None
+    if wanted is not True:
+        return checkpoint_at(os.fspath(wanted))
+    # Looking at every file once is enough, and all ranks must find the same.
+    found: str | None = broadcast(last_checkpoint(folder) if run.is_main_process else None, run.processes)
+    if found is None and not started_anew:
+        raise none_to_resume(folder)
+    return found
+
+
+def last_of_launch(run: Run, folder: str) -> str | None:
+    """The last valid checkpoint, where this very launch wrote it before it was started anew. A collective."""
+    own = None
+    if run.is_main_process and run.processes.launch is not None:
+        own = last_checkpoint(
+            folder,
+            lambda found: read_run(found)["configuration"].get("launch") == run.processes.launch,
+        )
+        logger.warning(
+            "These processes were started anew (attempt %d): %s.",
+            run.processes.attempt,
+            f"the run goes on from {own}" if own is not None else "they had written no checkpoint yet",
+        )
+    found = broadcast(own, run.processes)
+    return str(found) if found is not None else None
+
+
+def none_to_resume(folder: str) -> CheckpointError:
+    """The error of `resume_from_checkpoint=True` where there is nothing to go on from."""
+    return CheckpointError(
+        f"resume_from_checkpoint=True found no valid checkpoint in {folder!r}: leave it out to start anew."
+    )
+
+
+def checkpoint_at(path: str) -> str:
+    """The folder that was named.
+
+    Raises:
+        CheckpointError: it cannot be a checkpoint.
+    """
+    if not os.path.isdir(path):
+        near = did_you_mean(path, _checkpoints_in(os.path.dirname(path) or "."))
+        raise CheckpointError(f"resume_from_checkpoint={path!r} is no folder.{near}")
+    inside = _checkpoints_in(path)
+    if inside and not os.path.exists(os.path.join(path, "manifest.json")):
+        last = max(inside, key=lambda found: int(found.rpartition("-")[2]))
+        raise CheckpointError(
+            f"resume_from_checkpoint={path!r} is no checkpoint but a folder of them: name one, such as {last!r}."
+        )
+    return path
+
+
+def _checkpoints_in(folder: str) -> set[str]:
+    """The folders `checkpoint-STEP` in a folder, whole or not."""
+    if not os.path.isdir(folder):
+        return set()
+    named = (name for name in os.listdir(folder) if re.fullmatch(rf"{PREFIX}-\d+", name))
+    return {os.path.normpath(os.path.join(folder, name)) for name in named}
+
+
+def restore(trainer: Trainer, run: Run, folder: str) -> Position:
+    """Puts a run back to where its checkpoint was written.
+
+    Returns:
+        The position to go on from.
+    """
+    contents = load_checkpoint(folder, run.processes.rank, run.processes.world_size, model=run.model)
+    assert contents.train_state is not None
+    run.strategy.state_in(contents.train_state)
+    if contents.scheduler is not None and run.lr_scheduler is not None:
+        run.lr_scheduler.load_state_dict(contents.scheduler)
+    assert isinstance(contents.trainer_state, dict)
+    saved = TrainerState.from_dict(contents.trainer_state)
+    for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
+        setattr(run.state, name, getattr(saved, name))
+    trainer.losses.restore(contents.loss)
+    restore_plugin_states(run, contents.plugin_states)
+    restore_callback_states(trainer, contents.callback_states)
+    changed = what_changed(run, contents)
+    if changed and run.is_main_process:
+        logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
+    where = contents.position or {}
+    assert trainer.layout is not None
+    before = saved_layout(where)
+    carries = bool(contents.train_state.gradients)
+    trainer.epoch_was_stopped = bool(where.get("epoch_stop"))
+    logger.info(
+        "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
+    )
+    return Position(
+        epoch=where["epoch"],
+        batch=where["batch"],
+        micro_batches=micro_batches(where["micro_batches"], before, trainer.layout, carries),
+        epoch_ended=where["epoch_ended"],
+        data=where["data"],
+        random=contents.random,
+    )
