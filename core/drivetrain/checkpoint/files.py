@@ -30,7 +30,7 @@ def beside(folder: str, kind: str) -> str:
 def leftovers(folder: str, kind: str) -> list[str]:
     """The hidden folders of this kind that stand beside `folder` and were meant for it."""
     parent, name = os.path.split(os.path.abspath(folder))
-    return [path for path, of, found in _hidden(parent) if of == name and found == kind]
+    return [path for path, of, found in hidden(parent) if of == name and found == kind]
 
 
 def replace_tree(new: str, folder: str) -> None:
@@ -67,7 +67,7 @@ def remove_tree(folder: str) -> None:
 
 def recover(parent: str) -> None:
     """Puts back what a process that died between the two renames of `replace_tree` left aside."""
-    for path, name, kind in _hidden(parent):
+    for path, name, kind in hidden(parent):
         place = os.path.join(parent, name)
         if kind == "old" and not os.path.lexists(place):
             try:
@@ -84,7 +84,7 @@ def sweep(parent: str) -> None:
     Call it when no save is under way, at the beginning of a run, from one process.
     """
     recover(parent)
-    for path, _, _ in list(_hidden(parent)):
+    for path, _, _ in list(hidden(parent)):
         logger.info("Removing %s, left by a run that was killed.", path)
         _discard(path)
 
@@ -150,8 +150,8 @@ def size(count: int) -> str:
     return f"{amount:.1f} TB"
 
 
-def _hidden(parent: str) -> list[tuple[str, str, str]]:
-    """(path, name, kind) of the hidden folders in `parent`."""
+def hidden(parent: str) -> list[tuple[str, str, str]]:
+    """(path, name, kind) of the folders in `parent` that saves left under hidden names, whosever they are."""
     try:
         names = sorted(os.listdir(parent))
     except FileNotFoundError:
