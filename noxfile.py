@@ -154,6 +154,13 @@ def bench_strategies(session: nox.Session) -> None:
     session.run("python", "bench/strategies.py", *session.posargs)
 
 
+@nox.session(name="bench-checkpoint")
+def bench_checkpoint(session: nox.Session) -> None:
+    """How long a checkpoint holds up a step, how fast it is written, and how soon a resume takes its first step."""
+    install(session, *group("bench"))
+    session.run("python", "bench/checkpoint.py", *session.posargs, env=QUIET)
+
+
 @nox.session
 def minimums(session: nox.Session) -> None:
     """The lowest versions of the runtime dependencies, beside transformers 4.34.0."""

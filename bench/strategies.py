@@ -6,7 +6,8 @@
 Two processes on this machine, talking by gloo; one command starts them all. Engines: DDP, both generations of FSDP,
 DeepSpeed's ZeRO-2 and fairscale's OSS. In one pair of processes all trainers of one engine run in turn, in a new
 order every round, so that a machine whose speed drifts does no harm. Two figures stand for a step, both with the
-ratio to the loop by hand of the same round (median and quartiles over rounds):
+ratio to the loop by hand of the same round (median and quartiles over rounds); `control` is the loop by hand once
+more, and tells how far two equal drivers differ in this run:
 
 - wall time, which two processes need two idle cores for;
 - processor time, of both processes together: a process that waits uses none, so other work on the machine
@@ -32,7 +33,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "fsdp2", "fsdp1", "zero2", "oss")
-DRIVERS = ("hand", "drivetrain", "accelerate", "lightning")
+DRIVERS = ("hand", "control", "drivetrain", "accelerate", "lightning")
 MODELS = ("small", "transformer")
 TARGET = 1.03  # drivetrain to the loop by hand
 PROCESSES = 2

@@ -185,6 +185,7 @@ def lightning(strategy: str, work: Work, clock: Clock) -> dict[str, Any]:
 
 DRIVERS: dict[str, Driver] = {
     "hand": by_hand,
+    "control": by_hand,  # the same loop once more: how far two equal drivers differ in this run
     "drivetrain": drivetrain,
     "accelerate": accelerate,
     "lightning": lightning,

@@ -92,3 +92,30 @@ def test_strategies_say_what_is_unknown() -> None:
     )
     assert done.returncode == 2
     assert "unknown: nothing" in done.stderr
+
+
+@pytest.mark.slow
+def test_checkpoint_runs_both_parts(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = "--savers torch,torch-fsync,drivetrain,drivetrain-async --resumers drivetrain --rows 10,100 --rounds 1"
+    words += f" --layers 1 --saves 2 --every 3 --folder {tmp_path} --json {out}"
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "checkpoint.py"), *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    told = json.loads(out.read_text())
+    assert not told["save"]["reasons"]
+    assert not told["resume"]["reasons"]
+    for entry in told["save"]["savers"].values():
+        # A million parameters with AdamW's two averages, in fp32.
+        assert entry["megabytes"] == pytest.approx(12.6, rel=0.02)
+        assert len(entry["first"]) == len(entry["later"]) == 1
+    assert {row: len(times) for row, times in told["resume"]["seconds"]["drivetrain"].items()} == {
+        "10": 1,
+        "100": 1,
+    }
