@@ -10,8 +10,7 @@ from drivetrain.checkpoint.plain import plain
 if TYPE_CHECKING:
     from drivetrain.run import Run
 
-# What may differ between a run and its resumption without changing what is computed.
-_INCIDENTAL = {
+INCIDENTAL = {
     "output_dir",
     "logging_dir",
     "run_name",
@@ -29,6 +28,7 @@ _INCIDENTAL = {
     "hub_token",
     "push_to_hub_token",
 }
+"""Arguments that may differ between a run and its resumption without changing what is computed."""
 
 
 def what_changed(run: Run, contents: CheckpointContents) -> list[str]:
@@ -39,7 +39,7 @@ def what_changed(run: Run, contents: CheckpointContents) -> list[str]:
     changed = [
         f"{name} was {contents.args[name]!r} and is {now[name]!r}"
         for name in now
-        if name in contents.args and name not in _INCIDENTAL and contents.args[name] != now[name]
+        if name in contents.args and name not in INCIDENTAL and contents.args[name] != now[name]
     ]
     plugins = {f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()}
     for key in sorted(contents.plugins.keys() & plugins.keys()):

@@ -39,6 +39,8 @@ def modules_after(folder: Path, *words: str) -> list[str]:
         ("--version",),
         ("train", "--help"),
         ("plugins", "--help"),
+        ("checkpoints", "--help"),
+        ("checkpoints", "list", "--help"),
         ("plugins", "list"),
         ("args", "warmup"),
     ],

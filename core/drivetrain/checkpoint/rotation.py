@@ -12,7 +12,7 @@ from drivetrain.checkpoint.manifest import validate
 
 logger = logging.getLogger("drivetrain")
 
-_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
+NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
 def checkpoints(output_dir: str) -> list[tuple[int, str]]:
@@ -23,7 +23,7 @@ def checkpoints(output_dir: str) -> list[tuple[int, str]]:
         return []
     found = []
     for name in names:
-        match = _NAME.fullmatch(name)
+        match = NAME.fullmatch(name)
         path = os.path.join(output_dir, name)
         if match is not None and os.path.isdir(path) and not os.path.islink(path):
             found.append((int(match[1]), path))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
+from drivetrain.cli.checkpoints import checkpoints
 from drivetrain.cli.console import STATE, clean_errors
+from drivetrain.cli.quick import Command, Group
 
 # Unknown options are ours to read: every training argument is one.
 _OPEN = {"ignore_unknown_options": True}
@@ -51,42 +52,19 @@ Endpoint = Annotated[str | None, _ENDPOINT]
 RdzvId = Annotated[str | None, _RDZV_ID]
 
 
-class _Command(TyperCommand):
-    """A command whose `--help`, when it is not given, costs nothing.
-
-    Typer reads the value of every option through pydantic, which takes as long to import as typer itself;
-    flags that are booleans already are spared, and the built-in `--help` is None until it is given.
-    """
-
-    def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
-
-
-class _Group(TyperGroup):
-    """The same for a group of commands."""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
-
-
 app = typer.Typer(
     name="drivetrain",
-    cls=_Group,
+    cls=Group,
     help="Trains PyTorch models; everything but the loop is a plugin.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 plugins = typer.Typer(
-    cls=_Group, help="What is installed, what it needs, and what is switched on.", no_args_is_help=True
+    cls=Group, help="What is installed, what it needs, and what is switched on.", no_args_is_help=True
 )
 app.add_typer(plugins, name="plugins")
+app.add_typer(checkpoints, name="checkpoints")
 
 
 def _version(wanted: bool) -> None:
@@ -108,7 +86,7 @@ def root(
     STATE.traceback = traceback
 
 
-@app.command(cls=_Command, context_settings=_OPEN)
+@app.command(cls=Command, context_settings=_OPEN)
 @clean_errors
 def train(
     config: Config,
@@ -128,7 +106,7 @@ def train(
     _start("train", [config, *(words or [])], traceback, several, trace_hooks=trace_hooks)
 
 
-@app.command(cls=_Command, context_settings=_OPEN)
+@app.command(cls=Command, context_settings=_OPEN)
 @clean_errors
 def evaluate(
     config: Config,
@@ -148,7 +126,7 @@ def evaluate(
     _start("evaluate", [config, *(words or [])], traceback, several, checkpoint=checkpoint)
 
 
-@app.command(cls=_Command, context_settings=_OPEN)
+@app.command(cls=Command, context_settings=_OPEN)
 @clean_errors
 def predict(
     config: Config,
@@ -191,7 +169,7 @@ def _start(
     run(job, words, checkpoint=checkpoint, trace_hooks=trace_hooks)
 
 
-@app.command(cls=_Command, context_settings=_OPEN)
+@app.command(cls=Command, context_settings=_OPEN)
 @clean_errors
 def args(
     word: Annotated[str | None, typer.Argument(help="Part of a name or of what it does.")] = None,
@@ -202,7 +180,7 @@ def args(
     show(word)
 
 
-@plugins.command("list", cls=_Command)
+@plugins.command("list", cls=Command)
 @clean_errors
 def list_plugins(
     probe: Annotated[
@@ -215,7 +193,7 @@ def list_plugins(
     show_list(probe)
 
 
-@plugins.command("show", cls=_Command)
+@plugins.command("show", cls=Command)
 @clean_errors
 def show_plugin(name: Annotated[str, typer.Argument(help="A plugin, as NAME or KIND:NAME.")]) -> None:
     """Show a plugin: options, arguments, hooks, order, conflicts."""
@@ -224,7 +202,7 @@ def show_plugin(name: Annotated[str, typer.Argument(help="A plugin, as NAME or K
     show(name)
 
 
-@plugins.command("enable", cls=_Command)
+@plugins.command("enable", cls=Command)
 @clean_errors
 def enable_plugin(name: Annotated[str, typer.Argument(help="A plugin that no argument chooses.")]) -> None:
     """Switch a plugin on for this project."""
@@ -233,7 +211,7 @@ def enable_plugin(name: Annotated[str, typer.Argument(help="A plugin that no arg
     enable(name)
 
 
-@plugins.command("disable", cls=_Command)
+@plugins.command("disable", cls=Command)
 @clean_errors
 def disable_plugin(name: Annotated[str, typer.Argument(help="A plugin that is switched on.")]) -> None:
     """Switch a plugin off for this project."""

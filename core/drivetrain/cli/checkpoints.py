@@ -1,0 +1,66 @@
+"""`drivetrain checkpoints`: the commands. What they do lies in `drivetrain.checkpoint`, imported when it is needed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from drivetrain.cli.console import clean_errors
+from drivetrain.cli.quick import Command, Group
+
+_CHECKPOINT = typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder.", show_default=False)
+
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+checkpoints = typer.Typer(
+    cls=Group, help="Which checkpoints a run has, whether they are whole, and in what they differ.",
+    no_args_is_help=True,
+)  # fmt: skip
+
+
+@checkpoints.command("list", cls=Command)
+@clean_errors
+def list_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's output folder.", show_default=False)],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte, and not only the sizes of files.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the checkpoints of a run: step, size, metric, whether each is valid, and which one is resumed."""
+    from drivetrain.cli.checkpoints_shown import show_list
+
+    show_list(run, verify, json)
+
+
+@checkpoints.command("verify", cls=Command)
+@clean_errors
+def verify_command(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="Checkpoints, or run folders: then all of theirs.", show_default=False
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Read every byte of checkpoints against their manifests, and open every file. Ends with 1 where one is damaged."""
+    from drivetrain.cli.checkpoints_shown import show_verification
+
+    raise typer.Exit(show_verification(paths, json))
+
+
+@checkpoints.command("diff", cls=Command)
+@clean_errors
+def diff_command(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A checkpoint, or a folder of weights.", show_default=False)
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show in what two checkpoints differ. Ends with 0 where they are equal bit for bit, and else with 1."""
+    from drivetrain.cli.checkpoints_shown import show_difference
+
+    raise typer.Exit(show_difference(a, b, json))
