@@ -48,12 +48,21 @@ def seal(folder: str, known: Mapping[str, FileRecord] | None = None) -> None:
         folder: a checkpoint that is otherwise complete.
         known: records of files that were hashed when they were written, by name relative to `folder`; the
             others are read.
+
+    Raises:
+        CheckpointError: there is a link, a device, or a name in it that no reader would take.
+        OSError: the file system refused.
     """
     known = known or {}
     files: dict[str, dict[str, Any]] = {}
     folders: list[str] = [folder]
     for path in _walk(folder, folders):
         name = os.path.relpath(path, folder).replace(os.sep, "/")
+        if not is_safe_name(name):
+            raise CheckpointError(
+                f"The file {name!r} cannot be part of a checkpoint, since not every system can have such a name; "
+                "choose another."
+            )
         descriptor = os.open(path, os.O_RDONLY)
         try:
             record = known.get(name)
@@ -140,21 +149,27 @@ def read_manifest(folder: str) -> dict[str, FileRecord]:
         records = {
             name: FileRecord(int(entry["size"]), str(entry[ALGORITHM])) for name, entry in files.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = all(type(entry["size"]) is int for entry in files.values())
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"its {MANIFEST} is damaged") from None
     if version != FORMAT:
-        raise CheckpointError(f"its format {version!r} is not {FORMAT}, the one that this version reads")
-    if sealed != _seal_of(files):
+        raise CheckpointError(
+            f"its format {str(version)[:20]!r} is not {FORMAT}, the one that this version reads"
+        )
+    if sealed != _seal_of(files) or not whole:
         raise CheckpointError(f"its {MANIFEST} is damaged")
     for name in records:
         if not is_safe_name(name):
-            raise CheckpointError(f"its {MANIFEST} names {name!r}, which does not lie in its folder")
+            raise CheckpointError(f"its {MANIFEST} names {name[:200]!r}, which does not lie in its folder")
     return records
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a relative name with "/" between its parts stays inside the folder that it is joined to."""
-    if "\\" in name or ":" in name or "\0" in name:
+    """Whether a relative name with "/" between its parts stays inside the folder that it is joined to.
+
+    Nor is a name safe that a message cannot show as it is.
+    """
+    if "\\" in name or ":" in name or not name.isprintable():
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
 

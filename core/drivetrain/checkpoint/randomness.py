@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from drivetrain.checkpoint.tensors import reason_of
 from drivetrain.errors import CheckpointError
 from drivetrain.seeding import set_seed
 
 logger = logging.getLogger("drivetrain")
 
 DEVICES = ("cuda", "xpu")
+_WORDS = 624  # of a Mersenne twister
 
 
 @dataclass(slots=True)
@@ -78,9 +80,9 @@ class RandomState:
                 torch.set_rng_state(self.torch_cpu)
             for kind, states in self.devices.items():
                 self._restore_devices(kind, states)
-        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        except (ArithmeticError, TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
-                f"The checkpoint's random state does not fit this Python, numpy or torch ({error}); "
+                f"The checkpoint's random state does not fit this Python, numpy or torch ({reason_of(error)}); "
                 "resume with the versions that its run.json names."
             ) from error
 
@@ -114,10 +116,56 @@ class RandomState:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RandomState:
-        """The inverse of `as_dict`."""
+        """The inverse of `as_dict`.
+
+        Raises:
+            CheckpointError: these are no states of generators. The generators themselves do not look at all of it:
+                numpy's reads beyond its numbers where the position is wrong.
+        """
         try:
-            return cls(fields["python"], fields["numpy"], fields["torch"], fields["devices"], fields["seed"])
-        except (KeyError, TypeError) as error:
+            made = cls(fields["python"], fields["numpy"], fields["torch"], fields["devices"], fields["seed"])
+            wrong = None if made.seed is not None else _wrong_with(made)
+            if made.seed is not None and not (type(made.seed) is int and 0 <= made.seed < 2**63):
+                wrong = "a seed that is none"
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(
-                f"The checkpoint's random state lacks {error}; resume from an earlier checkpoint."
+                f"The checkpoint's random state lacks {reason_of(error)}; resume from an earlier checkpoint."
             ) from error
+        if wrong is not None:
+            raise CheckpointError(
+                f"The checkpoint's random state has {wrong}; resume from an earlier checkpoint."
+            )
+        return made
+
+
+def _wrong_with(state: RandomState) -> str | None:
+    """What no generator can have given, or None."""
+    _, words, gauss = state.python
+    if not isinstance(state.python, tuple) or not all(type(word) is int for word in words):
+        return "a state of Python's generator that is none"
+    if gauss is not None and type(gauss) is not float:
+        return "a state of Python's generator that is none"
+    if state.numpy is not None and not is_numpy_state(state.numpy):
+        return "a state of numpy's generator that is none"
+    if state.torch_cpu is not None and not _is_bytes(state.torch_cpu):
+        return "a state of torch's generator that is none"
+    for kind, states in state.devices.items():
+        if kind not in (*DEVICES, "mps") or not isinstance(states, list) or not all(map(_is_bytes, states)):
+            return f"states of {str(kind)[:20]!r} that are none"
+    return None
+
+
+def is_numpy_state(state: Any) -> bool:
+    """Whether a state may be given to `numpy.random.set_state`, which trusts the numbers in it."""
+    if state["bit_generator"] != "MT19937":
+        return isinstance(
+            state["bit_generator"], str
+        )  # another that the program itself has set; numpy compares them
+    key, position = state["state"]["key"], state["state"]["pos"]
+    fits = isinstance(key, np.ndarray) and key.shape == (_WORDS,) and key.dtype == np.uint32
+    fits = fits and isinstance(position, (int, np.integer)) and 0 <= position <= _WORDS
+    return fits and state["has_gauss"] in (0, 1) and isinstance(state["gauss"], (int, float))
+
+
+def _is_bytes(state: Any) -> bool:
+    return isinstance(state, torch.Tensor) and state.dtype == torch.uint8 and state.dim() == 1

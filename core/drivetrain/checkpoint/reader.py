@@ -23,7 +23,7 @@ from drivetrain.checkpoint.contents import (
 )
 from drivetrain.checkpoint.manifest import FileRecord, read_manifest, validate
 from drivetrain.checkpoint.randomness import RandomState
-from drivetrain.checkpoint.serialize import unpack
+from drivetrain.checkpoint.serialize import Unpacker
 from drivetrain.checkpoint.spread import gradients_name, optimizer_stem, ranks_of
 from drivetrain.checkpoint.tensors import read_tensors, unreadable
 from drivetrain.checkpoint.weights import read_weights, with_tied
@@ -31,6 +31,9 @@ from drivetrain.errors import CheckpointError
 from drivetrain.slots import TrainState
 
 logger = logging.getLogger("drivetrain")
+
+LARGEST = 2**53
+"""No count in a checkpoint reaches this: what does is no count."""
 
 _RUN: dict[str, type | tuple[type, ...]] = {
     "format": int,
@@ -139,12 +142,15 @@ class _Folder:
                 f"The file {os.path.join(self.folder, stem)}.json lacks {missing[0]!r}; "
                 "resume from an earlier checkpoint."
             )
-        return {key: unpack(tree[key], tensors, what=f"{stem} ({key})") for key in keys}
+        unpacker = Unpacker(tensors)
+        return {key: unpacker.unpack(tree[key], f"{stem} ({key})") for key in keys}
 
 
 def _checked(run: dict[str, Any], folder: str) -> dict[str, Any]:
     for key, kind in _RUN.items():
-        if not isinstance(run[key], kind):
+        number = kind is int and not (type(run[key]) is int and 0 <= run[key] < LARGEST)
+        keyed = isinstance(run[key], dict) and not _named(run[key])
+        if number or keyed or not isinstance(run[key], kind):
             raise CheckpointError(
                 f"The file {folder}/{RUN}.json holds no {key!r} that can be used; "
                 "resume from an earlier checkpoint."
@@ -192,9 +198,13 @@ def _check_state(state: TrainState, folder: str) -> None:
     whole = isinstance(state.optimizer, dict) and all(
         isinstance(entry, dict) for entry in state.optimizer.values()
     )
-    whole = whole and isinstance(state.groups, list) and isinstance(state.optimizer_extra, dict)
+    whole = whole and _named(state.optimizer) and _named(state.optimizer_extra)
+    whole = whole and isinstance(state.groups, list) and isinstance(state.loss_scale, (dict, type(None)))
     if not whole or not all(
-        isinstance(group, dict) and isinstance(group.get("params"), list) for group in state.groups
+        _named(group)
+        and isinstance(group.get("params"), list)
+        and all(isinstance(name, str) for name in group["params"])
+        for group in state.groups
     ):
         raise CheckpointError(
             f"The file {folder}/{OPTIMIZER}.json does not hold an optimizer's state; "
@@ -202,8 +212,13 @@ def _check_state(state: TrainState, folder: str) -> None:
         )
 
 
+def _named(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
 def _random(source: _Folder, contents: CheckpointContents, rank: int, world_size: int) -> RandomState:
-    seed, step = int(contents.args.get("seed") or 0), contents.step or 0
+    told = contents.args.get("seed")
+    seed, step = told if type(told) is int else 0, contents.step or 0
     same = world_size == contents.world_size
     # Rank 0 draws the order of rows, which must not change with the number of processes.
     own = [r for r in range(world_size) if (same or r == 0) and source.has(RANDOM.format(rank=r) + ".json")]
@@ -218,5 +233,12 @@ def _random(source: _Folder, contents: CheckpointContents, rank: int, world_size
             "%s: %s, so %s draws from a seed of (%d, %d, r).", source.folder, why, whom, seed, step
         )
     if rank in own:
-        return RandomState.from_dict(source.packed(RANDOM.format(rank=rank), ("state",))["state"])
+        stem = RANDOM.format(rank=rank)
+        fields = source.packed(stem, ("state",))["state"]
+        if not _named(fields):
+            raise CheckpointError(
+                f"The file {source.folder}/{stem}.json does not hold a random state; "
+                "resume from an earlier checkpoint."
+            )
+        return RandomState.from_dict(fields)
     return RandomState.derived(seed, step, rank)

@@ -8,11 +8,16 @@ becomes an object with one key that begins with a dollar sign:
 A plain dictionary whose keys are strings stays an object, unless a key begins with "$"; so the form is
 unambiguous. Types are matched exactly: a subclass (a named tuple, an enum) is refused rather than returned as
 something else.
+
+Whoever reads a tree trusts nothing in it. A tensor that is named again and again is one object, and what all names
+together stand for is bounded by the size of the file, so that a reader who copies what it is given (an optimizer
+does) needs memory in proportion to the file, whatever the file says.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +33,11 @@ JSON = Any
 
 MAX_DEPTH = 128
 _PLAIN_INTEGER = 2**64  # beyond this, hexadecimal: Python's JSON refuses decimals of more than 4,300 digits
+_REPEATED = 2  # names of one tensor may stand for this many times the bytes of all tensors; beyond, it is stored again
+_REPEATED_SMALL = (
+    1 << 20
+)  # bytes that may be named again beside that; a reader allows for each part of a file
+_MANY = 1000
 
 
 def escape(part: object) -> str:
@@ -63,7 +73,7 @@ def unpack(tree: JSON, tensors: Mapping[str, torch.Tensor], *, what: str = "stat
     Raises:
         CheckpointError: the tree is not one that `pack` writes, or names a tensor that is not there.
     """
-    return _Unpacker(tensors, what).unpack(tree, 0)
+    return Unpacker(tensors).unpack(tree, what)
 
 
 class _Packer:
@@ -73,6 +83,7 @@ class _Packer:
         self.what = what
         self.names: dict[tuple[Any, ...], str] = {}
         self.under_way: set[int] = set()
+        self.stored = self.repeated = 0  # bytes
 
     def pack(self, value: Any, path: tuple[object, ...]) -> JSON:
         kind = type(value)
@@ -124,6 +135,13 @@ class _Packer:
         tensor = tensor.detach().resolve_conj().resolve_neg()
         same = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         name = self.names.get(same) if tensor.numel() else None
+        size = tensor.numel() * tensor.element_size()
+        if name is not None and self.repeated + size > _REPEATED * self.stored + _REPEATED_SMALL:
+            name = None  # so often that a reader would refuse it
+        if name is None:
+            self.stored += size
+        else:
+            self.repeated += size
         if tensor.dtype in DTYPES:
             if name is None:
                 name = self.names[same] = self._add(path, tensor)
@@ -134,7 +152,7 @@ class _Packer:
 
     def _numpy(self, value: Any, path: tuple[object, ...]) -> JSON:
         array = np.asarray(value)
-        if array.dtype.hasobject or array.dtype.names is not None:
+        if not _NUMPY_DTYPE.fullmatch(array.dtype.str) or np.dtype(array.dtype.str) != array.dtype:
             raise self._refused(path, f"is a numpy array of {array.dtype}")
         if type(value) is not np.ndarray:
             return {"$scalar": [array.dtype.str, array.tobytes().hex()]}
@@ -159,59 +177,127 @@ class _Packer:
         )
 
 
-class _Unpacker:
-    def __init__(self, tensors: Mapping[str, torch.Tensor], what: str) -> None:
-        self.tensors = tensors
-        self.what = what
+class Unpacker:
+    """Reads the trees of one file.
 
-    def unpack(self, tree: JSON, depth: int) -> Any:
-        if depth > 2 * MAX_DEPTH:
+    Args:
+        tensors: those of the file beside it.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.what = "state"
+        self.made: dict[str, tuple[Any, Any]] = {}  # name -> (what it was read as, what was made of it)
+        self.named: set[str] = set()
+        whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        self.left = _REPEATED * whole + 64 * _REPEATED_SMALL
+
+    def unpack(self, tree: JSON, what: str = "state") -> Any:
+        """The value that `pack` was given.
+
+        Args:
+            tree: its JSON.
+            what: names it in errors.
+
+        Raises:
+            CheckpointError: as the function `unpack`.
+        """
+        self.what = what
+        try:
+            return self._value(tree, 0)
+        except RecursionError as error:
+            raise self._damaged("is nested too deeply") from error
+
+    def _value(self, tree: JSON, depth: int) -> Any:
+        if depth > MAX_DEPTH + 1:
             raise self._damaged("is nested too deeply")
         if isinstance(tree, list):
-            return [self.unpack(item, depth + 1) for item in tree]
+            return [self._value(item, depth + 1) for item in tree]
         if not isinstance(tree, dict):
             return tree
         tag = next(iter(tree), "")
         if not tag.startswith("$"):
-            return {key: self.unpack(item, depth + 1) for key, item in tree.items()}
+            return {key: self._value(item, depth + 1) for key, item in tree.items()}
         try:
             return self._tagged(tag, tree, depth + 1)
-        except CheckpointError:
+        except (CheckpointError, RecursionError):
             raise
         except Exception as error:  # whatever a damaged file provokes: wrong types, lengths, numbers
-            raise self._damaged(f"holds a {tag} that cannot be read ({error})") from error
+            raise self._damaged(f"holds a {tag} that cannot be read ({str(error)[:200]})") from error
 
     def _tagged(self, tag: str, tree: dict[str, Any], depth: int) -> Any:
         body = tree[tag]
         if tag == "$tensor":
-            tensor = self._get(body)
-            if len(tree) == 1:
-                return tensor
-            # Copied: in a mapped file the bytes may begin anywhere, and complex numbers must be aligned.
-            return tensor.clone().view(_dtype(tree["dtype"])).reshape(tree["shape"])
+            return self._get(body) if len(tree) == 1 else self._once(body, tree, _viewed)
         if tag == "$array":
-            raw = self._get(body).numpy().tobytes()
-            return np.frombuffer(raw, dtype=_numpy_dtype(tree["dtype"])).reshape(tree["shape"]).copy()
+            return self._once(body, tree, _array)
         if tag == "$scalar":
             return np.ndarray((), _numpy_dtype(body[0]), bytes.fromhex(body[1]))[()]
         if tag in _READ_PAIRS:
-            pairs = [(self.unpack(key, depth), self.unpack(item, depth)) for key, item in body]
-            return _READ_PAIRS[tag](pairs)
+            pairs = [(self._value(key, depth), self._value(item, depth)) for key, item in body]
+            return _READ_PAIRS[tag](_apart([key for key, _ in pairs], pairs))
         if tag in _READ_SEQUENCES:
-            return _READ_SEQUENCES[tag](self.unpack(item, depth) for item in body)
+            items = [self._value(item, depth) for item in body]
+            return _READ_SEQUENCES[tag](items if tag == "$tuple" else _apart(items, items))
         if tag == "$deque":
-            return deque((self.unpack(item, depth) for item in body[1]), maxlen=body[0])
+            return deque((self._value(item, depth) for item in body[1]), maxlen=body[0])
         if tag in _READ_LEAVES:
             return _READ_LEAVES[tag](body)
-        raise self._damaged(f"holds a {tag!r}, which this version does not know")
+        raise self._damaged(f"holds a {tag[:20]!r}, which this version does not know")
 
-    def _get(self, name: str) -> torch.Tensor:
-        if name not in self.tensors:
-            raise self._damaged(f"names the tensor {name!r}, which is not in its file")
-        return self.tensors[name]
+    def _get(self, name: Any) -> torch.Tensor:
+        if not isinstance(name, str) or name not in self.tensors:
+            raise self._damaged(f"names the tensor {str(name)[:100]!r}, which is not in its file")
+        tensor = self.tensors[name]
+        if name in self.named:
+            self.left -= tensor.numel() * tensor.element_size()
+            if self.left < 0:
+                raise self._damaged(f"names the tensor {name[:100]!r} again and again")
+        self.named.add(name)
+        return tensor
+
+    def _once(self, name: str, tree: dict[str, Any], make: Callable[[torch.Tensor, Any, Any], Any]) -> Any:
+        """What is made of a tensor's bytes, which need a copy: one, however often it is named."""
+        tensor = self._get(name)
+        read_as = (make, tree["dtype"], tree["shape"])
+        found = self.made.get(name)
+        if found is None:
+            if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+                raise ValueError(f"the tensor {name[:100]!r} does not hold bytes")
+            found = self.made[name] = read_as, make(tensor, tree["dtype"], tree["shape"])
+        if found[0] != read_as:
+            raise ValueError(f"the tensor {name[:100]!r} is read in two ways")
+        return found[1]
 
     def _damaged(self, why: str) -> CheckpointError:
         return CheckpointError(f"The checkpoint's {self.what} {why}; resume from an earlier checkpoint.")
+
+
+def _viewed(raw: torch.Tensor, dtype: str, shape: list[int]) -> torch.Tensor:
+    # Copied: in a mapped file the bytes may begin anywhere, and complex numbers must be aligned.
+    return raw.clone().view(_dtype(dtype)).reshape(_lengths(shape))
+
+
+def _array(raw: torch.Tensor, dtype: str, shape: list[int]) -> Any:
+    kind = _numpy_dtype(dtype)
+    if math.prod(_lengths(shape)) * kind.itemsize != raw.numel():
+        raise ValueError(f"{raw.numel()} bytes are no {kind} of shape {shape}")
+    return np.ndarray(shape, kind, np.array(raw.numpy()))
+
+
+def _lengths(shape: Any) -> list[int]:
+    if not isinstance(shape, list) or not all(
+        type(length) is int and 0 <= length < 2**63 for length in shape
+    ):
+        raise ValueError("its shape is no list of lengths")
+    return shape
+
+
+def _apart(keys: list[Any], value: Any) -> Any:
+    """`value`, unless most of the keys share a hash: what Python writes does not, and looking them up takes for ever."""
+    if len(keys) > _MANY and len({hash(key) for key in keys}) < len(keys) // 2:
+        raise ValueError("its keys are not those of a dictionary")
+    return value
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -219,22 +305,27 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"no dtype {name!r}")
-    return found
+    return _TORCH_DTYPES[name]
 
 
 def _numpy_dtype(text: str) -> np.dtype[Any]:
-    dtype = np.dtype(text)
-    if dtype.hasobject:
-        raise ValueError(f"dtype {text!r}")
-    return dtype
+    if not isinstance(text, str) or not _NUMPY_DTYPE.fullmatch(text):
+        raise ValueError(f"dtype {str(text)[:100]!r}")
+    return np.dtype(text)
 
 
 def _device(text: str) -> torch.device:
+    if not isinstance(text, str):  # a number would ask what devices there are
+        raise ValueError("it is no text")
     return torch.device(text)
 
+
+# A table, and not getattr on torch, which imports a module where it is asked for its name.
+_TORCH_DTYPES = {
+    _dtype_name(found): found for found in vars(torch).values() if isinstance(found, torch.dtype)
+}
+# Numbers, dates, text and bytes: as numpy writes a plain dtype itself, and neither objects, fields nor subarrays.
+_NUMPY_DTYPE = re.compile(r"[<>|=][biufcSUV]\d{1,9}|[<>|=][mM]8(\[\d{0,9}[A-Za-z]{1,7}\])?", re.ASCII)
 
 _LEAVES: dict[type, tuple[str, Callable[[Any], JSON]]] = {
     complex: ("$complex", lambda value: [value.real.hex(), value.imag.hex()]),

@@ -150,5 +150,11 @@ def unreadable(path: str, error: Exception) -> str:
     """The sentence for a file that cannot be read."""
     if isinstance(error, FileNotFoundError) or not os.path.lexists(path):
         return f"The file {path} is missing; resume from an earlier checkpoint."
-    reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    return f"The file {path} cannot be read ({reason}); resume from an earlier checkpoint."
+    return f"The file {path} cannot be read ({reason_of(error)}); resume from an earlier checkpoint."
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line and not at length: it may quote what is in a file."""
+    text = "".join(c if c.isprintable() else " " for c in str(error)[:2000])
+    text = re.sub(r"\s+", " ", text).strip().rstrip(".")
+    return (text if len(text) <= 300 else text[:300] + "...") or type(error).__name__

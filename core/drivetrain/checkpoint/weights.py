@@ -6,6 +6,8 @@ import inspect
 import json
 import os
 import re
+import stat
+import zipfile
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -229,7 +231,12 @@ def read_weights(folder: str, sealed: Container[str] | None = None) -> dict[str,
             tree = json.loads(Path(extra).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(tensor_files.unreadable(extra, error)) from error
-        weights.update(unpack(tree, found, what="extra state of the model"))
+        values = unpack(tree, found, what="extra state of the model")
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise CheckpointError(
+                tensor_files.unreadable(extra, ValueError("it does not hold values by name"))
+            )
+        weights.update(values)
     return weights
 
 
@@ -286,7 +293,7 @@ def set_weights(
             )
     try:
         model.load_state_dict({name: weights[name] for name in weights if name in own}, strict=False)
-    except RuntimeError as error:
+    except Exception as error:  # also what a module's own set_extra_state makes of a strange value
         raise CheckpointError(
             f"The weights in {source} do not fit: {' '.join(str(error).split())}"
         ) from error
@@ -379,6 +386,12 @@ def _inside(folder: str, name: str) -> str:
         raise CheckpointError(
             f"The file {path} is a link to {real}, outside its folder, and is not followed."
         )
+    try:
+        plain = stat.S_ISREG(os.stat(real).st_mode)
+    except OSError as error:
+        raise CheckpointError(tensor_files.unreadable(path, error)) from error
+    if not plain:  # opening a pipe waits for whoever writes into it
+        raise CheckpointError(f"The file {path} is no plain file, and is not opened.")
     return path
 
 
@@ -392,6 +405,7 @@ def _tied_of(metadata: Mapping[str, str], path: str) -> dict[str, str]:
 
 
 def _unpickled(path: str) -> dict[str, torch.Tensor]:
+    _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -400,7 +414,32 @@ def _unpickled(path: str) -> dict[str, torch.Tensor]:
             "convert it to safetensors where you trust it."
         ) from error
     if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
+        isinstance(name, str) and _is_whole(value) for name, value in content.items()
     ):
         raise CheckpointError(f"The file {path} does not hold weights by name.")
-    return content
+    return dict(content)
+
+
+def _check_archive(path: str) -> None:
+    """Refuses an archive that grows when it is read. torch writes its tensors as they are, each once."""
+    if not zipfile.is_zipfile(path):
+        return  # the form before torch 1.6
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(tensor_files.unreadable(path, error)) from error
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise CheckpointError(
+            f"The file {path} holds compressed or overlapping data, which torch does not write, and is not read."
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a tensor whose every number is in the file."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    if value.device.type != "cpu" or value.is_nested:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
