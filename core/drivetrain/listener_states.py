@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.errors import CheckpointError
+from drivetrain.trust import alike, taken_from_checkpoint
+
 if TYPE_CHECKING:
     from drivetrain.run import Run
     from drivetrain.trainer import Trainer
@@ -50,7 +53,8 @@ def restore_plugin_states(run: Run, states: dict[str, Any]) -> None:
     left = dict(states)
     for name, give in _one_by_one(run, "load_state"):
         if name in left:
-            give(run=run, state=left.pop(name))
+            with taken_from_checkpoint(f"The state of the plugin {name!r}"):
+                give(run=run, state=left.pop(name))
     for name in left:
         logger.warning("The checkpoint holds a state of the plugin %r, which is not active now.", name)
 
@@ -64,8 +68,21 @@ def restore_callback_states(trainer: Trainer, states: dict[str, Any]) -> None:
         found = waiting.get(type(callback).__name__)
         if not found:
             continue
-        if hasattr(callback, "load_state"):
-            callback.load_state(found.pop(0))
-        elif callable(getattr(callback, "state", None)):
-            for name, value in found.pop(0).items():
-                setattr(callback, name, value)
+        with taken_from_checkpoint(f"The state of the callback {type(callback).__name__}"):
+            if hasattr(callback, "load_state"):
+                callback.load_state(found.pop(0))
+            elif callable(getattr(callback, "state", None)):
+                _set_attributes(callback, found.pop(0))
+
+
+def _set_attributes(callback: Any, saved: dict[str, Any]) -> None:
+    """Sets the attributes that the callback itself tells of, and no others."""
+    own = callback.state()["attributes"]
+    for name, value in saved.items():
+        if name not in own or not alike(own[name], value):
+            raise CheckpointError(
+                f"The checkpoint's state of the callback {type(callback).__name__} has {str(name)[:50]!r} as the "
+                "callback has not; resume with the callback that was saved, or from an earlier checkpoint."
+            )
+    for name, value in saved.items():
+        setattr(callback, name, value)

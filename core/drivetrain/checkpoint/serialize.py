@@ -294,7 +294,7 @@ def _lengths(shape: Any) -> list[int]:
 
 
 def _apart(keys: list[Any], value: Any) -> Any:
-    """`value`, unless most of the keys share a hash: what Python writes does not, and looking them up takes for ever."""
+    """`value`, unless most of the keys share a hash: such a dictionary takes for ever to make."""
     if len(keys) > _MANY and len({hash(key) for key in keys}) < len(keys) // 2:
         raise ValueError("its keys are not those of a dictionary")
     return value

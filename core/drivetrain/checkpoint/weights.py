@@ -251,18 +251,29 @@ def load_weights(model: torch.nn.Module, folder: str, strict: bool = True) -> No
     Raises:
         CheckpointError: the weights are not there, cannot be read, or do not fit; one sentence.
     """
+    set_weights(model, read_checked_weights(folder), strict=strict, source=folder)
+
+
+def read_checked_weights(folder: str) -> dict[str, Any]:
+    """The weights of a folder, as `read_weights`; of a checkpoint, after a look at the checksums of their files.
+
+    Raises:
+        CheckpointError: there are none, they cannot be read, or are not those that were sealed.
+    """
     sealed = None
     if os.path.lexists(os.path.join(folder, MANIFEST)):
         try:
             sealed = read_manifest(folder)
-            for path in weight_files(folder, sealed):
-                name = os.path.relpath(path, folder).replace(os.sep, "/")
+            paths = weight_files(folder, sealed)
+            names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
+            extra = (EXTRA_STATE + ".json", EXTRA_STATE + ".safetensors")
+            for name in (*names, *(name for name in extra if name in sealed)):
                 reason = check(folder, name, sealed[name])
                 if reason is not None:
                     raise CheckpointError(reason)
         except (CheckpointError, OSError) as error:
             raise CheckpointError(f"{folder} is not a valid checkpoint: {error}.") from error
-    set_weights(model, read_weights(folder, sealed), strict=strict, source=folder)
+    return read_weights(folder, sealed)
 
 
 def set_weights(

@@ -46,6 +46,8 @@ class Adafactor(torch.optim.Optimizer):
         ValueError: a number out of its range.
     """
 
+    steps_alone = True
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -38,6 +38,8 @@ class AdamW(torch.optim.Optimizer):
         ValueError: a number out of its range.
     """
 
+    steps_alone = True
+
     def __init__(
         self,
         params: Iterable[Any],
