@@ -16,7 +16,6 @@ from drivetrain.errors import CheckpointError
 
 logger = logging.getLogger("drivetrain")
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|del)-[0-9a-f]{8}")
 
 
@@ -49,13 +48,26 @@ def replace_tree(new: str, folder: str) -> None:
         os.rename(folder, old)
     try:
         os.rename(new, folder)
+        sync_folder(os.path.dirname(os.path.abspath(folder)))
     except OSError:
-        if old is not None:
-            os.rename(old, folder)
+        # What may not outlive a loss of power is not there, even if it looks so.
+        for name, place in ((folder, new), (old, folder)):
+            if name is not None and os.path.lexists(name) and not os.path.lexists(place):
+                _rename(name, place)
         raise
-    sync_folder(os.path.dirname(os.path.abspath(folder)))
     if old is not None:
         _discard(old)
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and those above it, where they are not there, so that they outlive a loss of power."""
+    path = os.path.abspath(path)
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_folder(parent)
+    os.makedirs(path, exist_ok=True)
+    sync_folder(parent)
 
 
 def remove_tree(folder: str) -> None:
@@ -70,12 +82,7 @@ def recover(parent: str) -> None:
     for path, name, kind in hidden(parent):
         place = os.path.join(parent, name)
         if kind == "old" and not os.path.lexists(place):
-            try:
-                os.rename(path, place)
-            except FileNotFoundError:
-                continue  # another process was faster
-            except OSError as error:
-                logger.warning("%s, left by a killed run, could not be renamed to %s: %s", path, place, error)
+            _rename(path, place)
 
 
 def sweep(parent: str) -> None:
@@ -101,43 +108,76 @@ def one_sentence(folder: str, needed: int, temporary: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        needed = max(needed, tree_bytes(temporary))
+        if os.path.lexists(temporary):
+            _discard(temporary)
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise CheckpointError(failure(folder, needed, error)) from error
         raise
 
 
 def failure(folder: str, needed: int, error: BaseException) -> str:
-    """Why a checkpoint could not be written, and what helps."""
-    name = os.path.basename(folder)
+    """Why a checkpoint could not be written, and what helps. Call it when the part that was written is gone.
+
+    Args:
+        folder: the place of the checkpoint.
+        needed: bytes that it takes, as far as they can be told.
+        error: what the system said.
+    """
     parent = os.path.dirname(os.path.abspath(folder))
     number = getattr(error, "errno", None)
     text = str(error)
-    if number in _FULL or "os error 28" in text or "No space left" in text:
-        try:
-            missing = needed - shutil.disk_usage(parent).free
-        except OSError:
-            missing = 0
-        how_much = ""
-        if needed > 0:
-            how_much = (
-                f": {size(missing)} more are needed" if missing > 0 else f": it takes about {size(needed)}"
-            )
+    begin = f"Checkpoint {os.path.basename(folder)} was not written"
+    if number == errno.ENOSPC or "os error 28" in text or "No space left" in text:
         return (
-            f"Checkpoint {name} was not written, because the disk of {parent} is full{how_much}; "
+            f"{begin}, because the disk of {parent} is full{_missing(parent, needed) if needed else ''}; "
+            "free some space there, or lower save_total_limit."
+        )
+    if number == errno.EDQUOT:
+        return (
+            f"{begin}, because the quota for {parent} is used up; it takes about {size(needed)}: "
             "free some space there, or lower save_total_limit."
         )
     if number == errno.EFBIG:
         return (
-            f"Checkpoint {name} was not written, because the system limits the size of files in {parent}; "
+            f"{begin}, because the system limits the size of files in {parent}; "
             "lower max_shard_size, or raise the limit (ulimit -f)."
         )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{begin}, because {parent} cannot be written to; choose another output_dir."
+    if number == errno.EIO:
         return (
-            f"Checkpoint {name} was not written, because {parent} cannot be written to; "
-            "choose another output_dir."
+            f"{begin}, because the disk of {parent} reports an error (EIO); "
+            "look into the system's log, or choose another output_dir."
         )
-    return f"Checkpoint {name} was not written: {text}"
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if isinstance(error.filename, str) else ""
+        text = f"{error.strerror}{where}"
+    return f"{begin}: {' '.join(text.split())}"
+
+
+def _missing(parent: str, needed: int) -> str:
+    """How much more must be free than is, as the end of a sentence."""
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError:
+        return ""
+    more = f"{size(needed - free)} more are needed" if needed > free else f"{size(free)} are free by now"
+    return f": it takes about {size(needed)}, and {more}"
+
+
+def tree_bytes(folder: str) -> int:
+    """Bytes of the files in a folder and below it; links are not followed."""
+    total = 0
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                total += tree_bytes(entry.path)
+            else:
+                total += entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        pass  # what is gone meanwhile takes nothing
+    return total
 
 
 def size(count: int) -> str:
@@ -165,8 +205,20 @@ def hidden(parent: str) -> list[tuple[str, str, str]]:
     return found
 
 
+def _rename(path: str, place: str) -> None:
+    """Puts a folder back in its place; a failure is a warning, since the next start tries again."""
+    try:
+        os.rename(path, place)
+    except FileNotFoundError:
+        pass  # another process was faster
+    except OSError as error:
+        logger.warning("%s could not be renamed to %s: %s", path, place, error)
+
+
 def _discard(folder: str) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        logger.warning("%s could not be deleted: %s", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)  # what comes after the file that could not be deleted
+        if os.path.lexists(folder):
+            logger.warning("%s could not be deleted: %s", folder, error)

@@ -50,9 +50,16 @@ def last_checkpoint(output_dir: str, wanted: Callable[[str], bool] | None = None
 
 
 def rotate(
-    output_dir: str, limit: int | None, *, best: str | None = None, latest: str | None = None
+    output_dir: str,
+    limit: int | None,
+    *,
+    best: str | None = None,
+    latest: str | None = None,
+    fresh: bool = True,
 ) -> list[str]:
     """Deletes the oldest checkpoints until `limit` are left, and returns what it deleted.
+
+    What cannot be deleted, or looked at, is a warning: the checkpoint that was just written stands all the same.
 
     The latest and the best are spared, the best even where `limit` is 1 and it is not the latest: then two
     stay. So is the last valid one. Order is by step; checkpoints beyond `latest`, which a run that resumed
@@ -63,10 +70,16 @@ def rotate(
         limit: `save_total_limit`; None, or below 1, deletes nothing.
         best: the folder of the best checkpoint, if one is known.
         latest: the folder that was written just now; by default the one with the highest step.
+        fresh: `latest` was written just now, so that its names and sizes are enough to call it valid. Every
+            other checkpoint is read, where it comes to whether it is the last valid one.
     """
     if limit is None or limit <= 0:
         return []
-    found = checkpoints(output_dir)
+    try:
+        found = checkpoints(output_dir)
+    except OSError as error:
+        logger.warning("%s cannot be read, so that save_total_limit deletes nothing: %s", output_dir, error)
+        return []
     if len(found) <= limit:
         return []
     latest_name = os.path.basename(os.path.normpath(latest)) if latest else os.path.basename(found[-1][1])
@@ -78,15 +91,18 @@ def rotate(
     kept = len(found) - len(doomed)  # of the spared, those that are there
     doomed = doomed[: max(0, len(doomed) - max(0, limit - kept))]
     survivors = [path for _, path in reversed(found) if path not in doomed]
-    if not any(validate(path, quick=latest is not None) is None for path in survivors):
+    known = latest_name if latest is not None and fresh else None
+    if not any(validate(path, quick=os.path.basename(path) == known) is None for path in survivors):
         for path in reversed(doomed):
             if validate(path) is None:
                 doomed.remove(path)
                 break
+    deleted = []
     for path in doomed:
         logger.info("Deleting %s: save_total_limit is %d.", path, limit)
         try:
             files.remove_tree(path)
+            deleted.append(path)
         except OSError as error:
             logger.warning("%s could not be deleted: %s", path, error)
-    return doomed
+    return deleted
