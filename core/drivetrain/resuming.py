@@ -15,6 +15,7 @@ from drivetrain.errors import CheckpointError, did_you_mean
 from drivetrain.gathering import broadcast
 from drivetrain.listener_states import restore_callback_states, restore_plugin_states
 from drivetrain.loop import Position
+from drivetrain.resume_checks import check_changes
 from drivetrain.saving import PREFIX, run_folder
 from drivetrain.slots import TrainState
 
@@ -133,9 +134,15 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
 
     Returns:
         The position to go on from.
+
+    Raises:
+        ConfigurationError: something has changed that would corrupt the run.
+        CheckpointError: the checkpoint cannot be read, or does not fit.
     """
     contents = load_checkpoint(folder, run.processes.rank, run.processes.world_size, model=run.model)
     assert contents.train_state is not None
+    check_changes(run, contents, folder)
+    changed = what_changed(run, contents)
     run.strategy.state_in(contents.train_state)
     if contents.scheduler is not None and run.lr_scheduler is not None:
         run.lr_scheduler.load_state_dict(contents.scheduler)
@@ -146,7 +153,6 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     trainer.losses.restore(contents.loss)
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
-    changed = what_changed(run, contents)
     if changed and run.is_main_process:
         logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
     where = contents.position or {}

@@ -11,6 +11,7 @@ import torch
 from drivetrain.background import copied, on_host
 from drivetrain.checkpoint import CheckpointContents, RandomState, rotate, save_checkpoint
 from drivetrain.listener_states import callback_states, plugin_states
+from drivetrain.resume_checks import facts_of
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -114,7 +115,7 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
             "epoch_stop": run.control.should_epoch_stop,
             "layout": trainer.layout.to_json() if trainer.layout is not None else None,
         },
-        configuration={"launch": run.processes.launch},
+        configuration={"launch": run.processes.launch, **facts_of(run)},
         loss=trainer.losses.state(run.strategy),
         plugin_states=plugin_states(run),
         callback_states=callback_states(trainer),

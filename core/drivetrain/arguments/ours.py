@@ -45,6 +45,9 @@ class Ours:
     fsdp_version: int = argument(
         2, "Which FSDP: 1 wraps modules, 2 shards each parameter.", owner="strategy:fsdp", choices=(1, 2)
     )
+    allow_resume_changes: bool = argument(
+        False, "Resume although what has changed since the checkpoint would corrupt the run."
+    )
     save_async: bool = argument(False, "Write checkpoints while training goes on.")
     on_save_error: OnSaveError | str = argument("stop", "Whether a failed save ends the run or is a warning.")
     max_shard_size: str = argument("5GB", "Weights are split into files no larger than this.", check=size)
