@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("drivetrain")
 
+_MOST = 1 << 16  # processes that an error proposes
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -61,7 +63,19 @@ class Layout:
 
     @classmethod
     def from_json(cls, saved: dict[str, int]) -> Layout:
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Raises:
+            CheckpointError: it is no layout.
+        """
+        names = ("batch_size", "world", "parts", "batches")
+        if not isinstance(saved, dict) or not all(
+            type(saved.get(name)) is int and 0 < saved[name] < 2**31 for name in names
+        ):
+            raise CheckpointError(
+                "The checkpoint's run.json holds no layout of a batch that can be used; resume from an earlier "
+                "checkpoint."
+            )
         return cls(saved["batch_size"], Split(saved["world"], saved["parts"]), saved["batches"])
 
 
@@ -87,7 +101,7 @@ def layout(run: Run, batch_size: int, checkpoint: str | None) -> Layout:
     kept = Layout(batch_size, Split(saved.split.world, parts), saved.batches)
     rows = kept.global_batch
     if not _fits(rows, saved.split.world, world):
-        fitting = [str(n) for n in range(1, rows + 1) if _fits(rows, saved.split.world, n)]
+        fitting = [str(n) for n in range(1, min(rows, _MOST) + 1) if _fits(rows, saved.split.world, n)]
         raise _does_not_fit(world, rows, saved.split.world, fitting)
     if run.is_main_process:
         logger.warning(
@@ -111,7 +125,8 @@ def check_loader(loader: Any, layout: Layout, processes: Any) -> None:
     if unit == "own":
         raise _does_not_fit(now, rows, before, [str(before)])
     if unit == "batch" and before % now:
-        raise _does_not_fit(now, rows, before, [str(n) for n in range(1, before + 1) if before % n == 0])
+        fitting = [str(n) for n in range(1, min(before, _MOST) + 1) if before % n == 0]
+        raise _does_not_fit(now, rows, before, fitting)
 
 
 def saved_layout(position: dict[str, Any] | None) -> Layout | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from drivetrain.callbacks import TrainerState
 from drivetrain.changes import what_changed
-from drivetrain.checkpoint import last_checkpoint, load_checkpoint, read_run, read_weights, sweep
+from drivetrain.checkpoint import last_checkpoint, load_checkpoint, read_checked_weights, read_run, sweep
+from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.elastic import micro_batches, saved_layout
 from drivetrain.errors import CheckpointError, did_you_mean
 from drivetrain.gathering import broadcast
@@ -17,7 +17,8 @@ from drivetrain.listener_states import restore_callback_states, restore_plugin_s
 from drivetrain.loop import Position
 from drivetrain.resume_checks import check_changes
 from drivetrain.saving import PREFIX, run_folder
-from drivetrain.slots import TrainState
+from drivetrain.slots import LRScheduler, TrainState
+from drivetrain.trust import check_loss, check_position, check_scheduler, checked_state, taken_from_checkpoint
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -49,7 +50,8 @@ def note_others(trainer: Trainer, checkpoint: str | None) -> None:
 
 def load_weights_into(run: Run, folder: str) -> None:
     """Loads weights alone, through the strategy."""
-    run.strategy.state_in(TrainState(read_weights(folder)))
+    with taken_from_checkpoint("The weights"):
+        run.strategy.state_in(TrainState(read_checked_weights(folder)))
 
 
 def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
@@ -143,23 +145,25 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     assert contents.train_state is not None
     check_changes(run, contents, folder)
     changed = what_changed(run, contents)
-    run.strategy.state_in(contents.train_state)
-    if contents.scheduler is not None and run.lr_scheduler is not None:
-        run.lr_scheduler.load_state_dict(contents.scheduler)
     assert isinstance(contents.trainer_state, dict)
-    saved = TrainerState.from_dict(contents.trainer_state)
+    saved = checked_state(contents.trainer_state, folder)
+    where = check_position(contents.position)
+    loss = check_loss(contents.loss)
+    with taken_from_checkpoint("The weights or the optimizer's state"):
+        run.strategy.state_in(contents.train_state)
+    if contents.scheduler is not None and run.lr_scheduler is not None:
+        _restore_scheduler(trainer, run.lr_scheduler, contents.scheduler, saved.global_step)
     for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
         setattr(run.state, name, getattr(saved, name))
-    trainer.losses.restore(contents.loss)
+    trainer.losses.restore(loss)
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
     if changed and run.is_main_process:
         logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
-    where = contents.position or {}
     assert trainer.layout is not None
     before = saved_layout(where)
     carries = bool(contents.train_state.gradients)
-    trainer.epoch_was_stopped = bool(where.get("epoch_stop"))
+    trainer.epoch_was_stopped = where.get("epoch_stop", False)
     logger.info(
         "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
     )
@@ -171,3 +175,11 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         data=where["data"],
         random=contents.random,
     )
+
+
+def _restore_scheduler(trainer: Trainer, scheduler: LRScheduler, saved: dict[str, Any], step: int) -> None:
+    check_scheduler(scheduler, saved)
+    if step < trainer.run.state.max_steps:  # one that is done has no step left
+        rehearse_schedule(scheduler, saved, trainer.per_evaluation)
+    with taken_from_checkpoint("The scheduler's state"):
+        scheduler.load_state_dict(saved)

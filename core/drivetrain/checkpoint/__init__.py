@@ -18,6 +18,7 @@ from drivetrain.checkpoint.serialize import pack, unpack
 from drivetrain.checkpoint.weights import (
     load_weights,
     parse_size,
+    read_checked_weights,
     read_weights,
     set_weights,
     write_model,
@@ -40,6 +41,7 @@ __all__ = [
     "pack",
     "parse_size",
     "plain",
+    "read_checked_weights",
     "read_run",
     "read_weights",
     "recover",

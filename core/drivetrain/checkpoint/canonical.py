@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from drivetrain.checkpoint.rehearsal import before_loading, rehearse_update
+from drivetrain.checkpoint.tensors import reason_of
 from drivetrain.errors import CheckpointError
 from drivetrain.slots import TrainState
 
@@ -148,18 +150,26 @@ def optimizer_state_in(
         options.update({key: group[key] for key in HOW_NOT_WHAT if key in group})
         groups.append({**options, "params": [index[name] for name in of_group]})
     extra = copy.deepcopy(saved.optimizer_extra)
-    state.update(extra.pop(NOT_OF_PARAMETERS, {}))
+    strangers = extra.pop(NOT_OF_PARAMETERS, {})
+    if not isinstance(strangers, dict) or state.keys() & strangers.keys():
+        raise CheckpointError(
+            "The checkpoint's optimizer state that is of no parameter is not what it was; resume from an earlier "
+            "checkpoint."
+        )
+    state.update(strangers)
+    before = before_loading(optimizer)
     try:
         optimizer.load_state_dict({**extra, "state": state, "param_groups": groups})
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{type(optimizer).__name__} refuses the optimizer state of the checkpoint ({error}); resume "
+            f"{type(optimizer).__name__} refuses the optimizer state of the checkpoint ({reason_of(error)}); resume "
             "with the optimizer that its run.json names."
         ) from error
     for name, number in index.items():
         weight = saved.weights.get(name)
         if number in state and weight is not None and weight.dtype == live[name].dtype:
             _keep_dtypes(optimizer.state[live[name]], state[number])
+    rehearse_update(optimizer, before)
 
 
 def _first_names(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
