@@ -28,12 +28,12 @@ def gather_counts(number: int, processes: Any) -> list[int]:
     return [int(other.item()) for other in numbers]
 
 
-def gather_objects(value: Any, processes: Any) -> list[Any]:
-    """One small thing of each rank, in rank order. A collective."""
+def gather_objects(value: Any, processes: Any, group: Any = None) -> list[Any]:
+    """One small thing of each rank, in rank order; in a group of all ranks, by default the run's. A collective."""
     if processes.world_size == 1:
         return [value]
     values: list[Any] = [None] * processes.world_size
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=group)
     return values
 
 

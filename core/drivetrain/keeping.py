@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from drivetrain import resuming, saving
-from drivetrain.background import BackgroundWriter
 from drivetrain.base import TrainerBase
-from drivetrain.errors import CheckpointError, ConfigurationError
+from drivetrain.errors import CheckpointError
+from drivetrain.gathering import gather_objects
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -22,16 +22,24 @@ logger = logging.getLogger("drivetrain")
 class Keeping(TrainerBase):
     """The part of the Trainer that keeps checkpoints."""
 
-    def _background_writer(self, run: Run) -> BackgroundWriter:
-        if run.processes.world_size > 1:
-            raise ConfigurationError(
-                "save_async=True is not there yet for several processes: leave it out, or start one process."
-            )
-        return BackgroundWriter()
-
     def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
+        self._end_write(self.run)  # one at a time; and its failure is told before there is another
         with self._save_errors():
             saving.save(cast("Trainer", self), self.run, metrics)
+
+    def _end_write(self, run: Run, wait: bool = True) -> None:
+        """Ends the write that is under way in a thread, if any. A collective.
+
+        Args:
+            run: the run.
+            wait: for it; else it is ended only where it is done on every rank.
+        """
+        writer = self.writer
+        if writer is None or writer.under_way is None:
+            return
+        if wait or all(gather_objects(writer.is_idle(), run.processes)):
+            with self._save_errors():
+                saving.end_write(run, writer)
 
     def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:
         """Tells the listeners of the checkpoints that are whole."""
@@ -51,10 +59,9 @@ class Keeping(TrainerBase):
 
     def _finish_saving(self, run: Run) -> None:
         """Waits for the checkpoint that is being written."""
+        self._end_write(run)
         if self.writer is not None:
-            with self._save_errors():
-                self.writer.wait()
-            self._tell_saved(run, self.writer.finished())
+            self._tell_saved(run, self.writer.take_saved())
 
     def load_best_model(self) -> None:
         """Loads the weights of the best checkpoint."""

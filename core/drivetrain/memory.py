@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from drivetrain.background import copied
 from drivetrain.checkpoint import RandomState
 from drivetrain.errors import DrivetrainError
+from drivetrain.host_copies import copied
 from drivetrain.listener_states import (
     callback_states,
     plugin_states,

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-import torch
-
-from drivetrain.background import copied, on_host
-from drivetrain.checkpoint import CheckpointContents, RandomState, rotate, save_checkpoint
+from drivetrain.background import BackgroundWriter, Write
+from drivetrain.checkpoint import (
+    CheckpointContents,
+    Exchange,
+    RandomState,
+    alike,
+    alone,
+    rotate,
+    save_checkpoint,
+    save_spread,
+)
+from drivetrain.errors import CheckpointError
+from drivetrain.gathering import gather_objects
+from drivetrain.host_copies import HostCopies
 from drivetrain.listener_states import callback_states, plugin_states
+from drivetrain.output import Output
 from drivetrain.resume_checks import facts_of
+from drivetrain.slots import STATE_PARTS
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -30,18 +46,15 @@ def run_folder(trainer: Trainer) -> str:
 
 
 def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
-    """Writes `checkpoint-STEP`, notes whether it is the best, and deletes what is too old.
+    """Writes `checkpoint-STEP`, notes whether it is the best, and deletes what is too old. A collective.
 
-    Under `save_async` the state is copied to host memory, and a thread writes it; what goes wrong there is
-    raised by the next save, or at the end of training.
+    Under `save_async` the state is copied to host memory, and a thread writes it; `end_write` tells how it went.
 
     Args:
         trainer: its `save_model` writes the weights.
         run: the run.
         metrics: of the evaluation at this very step, or None.
     """
-    if trainer.writer is not None:
-        trainer.writer.wait()  # one at a time; and its failure is told before there is another
     folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
     if folder in (trainer.others or ()) and run.is_main_process:
         trainer.others = set()
@@ -50,60 +63,131 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
             "overwrite_output_dir=True where that is meant.",
             folder,
         )
-    best = run.state.best_metric, run.state.best_model_checkpoint
-    note_best(trainer, folder, metrics)
-    contents = gather(trainer, run)
-    spared = run.state.best_model_checkpoint
-    assert contents.train_state is not None
-    spread = contents.train_state.spread
+    write = Write(folder, (run.state.best_metric, run.state.best_model_checkpoint))
+    with _best_if_written(run, write):
+        note_best(trainer, folder, metrics)
+        contents = gather(trainer, run)
+        state, writer = contents.train_state, trainer.writer
+        assert state is not None
+        writes = run.is_main_process or state.spread
+        if state.spread and run.is_main_process:
+            _tell_not_called(type(trainer))
+        if writer is None:
+            between: Exchange = partial(gather_objects, processes=run.processes)
+            with alike(between) if not state.spread else nullcontext():
+                if writes:
+                    _write(trainer, run, folder, contents, between, run.state.best_model_checkpoint)
+            trainer.last_saved = folder
+            return
+        work: Callable[[], None] | None = None
+        if writes:
+            between = writer.exchange() if state.spread else alone
+            work = partial(_write, trainer, run, folder, contents, between, run.state.best_model_checkpoint)
+            try:
+                _set_aside(contents, writer.copies)
+            except CheckpointError as error:  # told to all, as an error of the thread's is
+                work = partial(_raise, error)
+        writer.begin(write, work)
 
-    def write() -> str:
-        try:
-            save_checkpoint(
+
+def end_write(run: Run, writer: BackgroundWriter) -> None:
+    """Waits for the checkpoint that a thread writes. A collective.
+
+    Raises:
+        CheckpointError: it was not written, by this rank or by another.
+    """
+    write = writer.under_way
+    assert write is not None
+    writer.join()
+    writer.under_way = None
+    with _best_if_written(run, write), alike(partial(gather_objects, processes=run.processes)):
+        writer.raise_error()
+    writer.saved.append(write.folder)
+
+
+def _write(
+    trainer: Trainer,
+    run: Run,
+    folder: str,
+    contents: CheckpointContents,
+    exchange: Exchange,
+    spared: str | None,
+) -> None:
+    state = trainer.snapshot = contents.train_state
+    assert state is not None
+    try:
+        if state.spread:
+            save_spread(
                 folder,
                 contents,
-                save_model=trainer.save_description if spread else trainer.save_into_checkpoint,
                 rank=run.processes.rank,
-                world_size=run.processes.world_size,
-                barrier=run.processes.barrier,
-                agree=lambda fine: all_agree(run, fine),
+                exchange=exchange,
+                save_model=trainer.save_description,
             )
-        except BaseException:
-            # What is not there cannot be the best.
-            run.state.best_metric, run.state.best_model_checkpoint = best
-            raise
-        if run.is_main_process:
-            rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
-        return folder
-
-    if trainer.writer is None:
-        trainer.snapshot = contents.train_state
-        try:
-            trainer.last_saved = write()
-        finally:
-            trainer.snapshot = None
-        run.processes.barrier()
-    else:
-        contents.train_state = trainer.snapshot = on_host(contents.train_state)
-        contents.scheduler, contents.loss = copied(contents.scheduler), copied(contents.loss)
-        contents.plugin_states = copied(contents.plugin_states)
-        contents.callback_states = copied(contents.callback_states)
-        trainer.writer.submit(write)
+        else:
+            save_checkpoint(folder, contents, save_model=trainer.save_into_checkpoint)
+    finally:
+        trainer.snapshot = None
+    if run.is_main_process:
+        rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
 
 
-def all_agree(run: Run, fine: bool) -> bool:
-    """Whether it went well on every rank. A collective."""
-    return bool(run.strategy.collect(torch.tensor([int(fine)], device=run.device)).all())
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@contextmanager
+def _best_if_written(run: Run, write: Write) -> Iterator[None]:
+    """What is not there cannot be the best: after an error the one before is."""
+    try:
+        yield
+    except BaseException:
+        if run.state.best_model_checkpoint == write.folder:
+            run.state.best_metric, run.state.best_model_checkpoint = write.best_before
+        raise
+
+
+def _set_aside(contents: CheckpointContents, copies: HostCopies) -> None:
+    """Puts copies in host memory in the place of all that training changes, but for what is a copy already."""
+    state = contents.train_state
+    assert state is not None
+    live = {name: getattr(state, name) for name in STATE_PARTS if name not in state.own}
+    rest = {
+        name: getattr(contents, name)
+        for name in ("scheduler", "loss", "position", "plugin_states", "callback_states")
+    }
+    made = copies.of({"state": live, "rest": rest})
+    contents.train_state = replace(state, **made["state"])
+    for name, value in made["rest"].items():
+        setattr(contents, name, value)
+
+
+@cache
+def _tell_not_called(kind: Hashable) -> None:
+    """Says once of a class that what it overrides is not called, since no process holds the whole model."""
+    overridden = [
+        name for name in ("save_model", "_save") if getattr(kind, name) is not getattr(Output, name)
+    ]
+    if overridden:
+        logger.warning(
+            "%s overrides %s, which checkpoints do not call while each process writes a part of the weights: choose "
+            "state_dict_type='full_state_dict' where it must be called.",
+            getattr(kind, "__name__", kind),
+            " and ".join(overridden),
+        )
 
 
 def gather(trainer: Trainer, run: Run) -> CheckpointContents:
     """All that a checkpoint holds. A collective."""
-    position = trainer.position
+    position, state = trainer.position, run.state
+    first, *others = gather_objects(RandomState.capture(), run.processes)
     return CheckpointContents(
         train_state=run.strategy.state_out(),
         scheduler=run.lr_scheduler.state_dict() if run.lr_scheduler is not None else None,
-        random=RandomState.capture(),
-        trainer_state=run.state.to_json(),
+        random=first,
+        others=others,
+        # A copy, of which who writes makes JSON: of a long log that takes a while.
+        trainer_state={**vars(state), "log_history": [dict(row) for row in state.log_history]},
         args=run.args.to_dict(),
         plugins={f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()},
         position={

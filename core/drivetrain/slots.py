@@ -155,6 +155,9 @@ class TrainState:
         spread: whether each rank holds (whole) tensors of a part of the names only, and writes them by itself;
             `groups`, `loss_scale`, `optimizer_extra` and what of the weights is no tensor are rank 0's. Else rank 0
             holds everything.
+        own: the parts, of those above, whose tensors are copies in host memory that were made for this state (gathered
+            from other ranks, say), which neither training nor a later state changes: under `save_async` they are not
+            copied once more.
     """
 
     weights: dict[str, torch.Tensor]
@@ -164,6 +167,11 @@ class TrainState:
     loss_scale: dict[str, Any] | None = None
     optimizer_extra: dict[str, Any] = field(default_factory=dict)
     spread: bool = False
+    own: frozenset[str] = frozenset()
+
+
+STATE_PARTS = ("weights", "optimizer", "groups", "gradients", "loss_scale", "optimizer_extra")
+"""The parts of a `TrainState`."""
 
 
 class Strategy(Protocol):

@@ -300,7 +300,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                     self.num_examples(run.train_dataloader) if known else None,
                 )
                 self._begin_state(length)
-                self.writer = self._background_writer(run) if args.save_async else None
+                self.writer = BackgroundWriter(run) if args.save_async else None
                 session.transform()
                 self.model = run.model
                 optimizer, scheduler = self._factories(session, length.max_steps)
@@ -315,10 +315,13 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 return self._fit(length)
             finally:
                 self.is_in_train = False
-                if self.writer is not None:
-                    self.writer.join()  # also after an error a checkpoint under way is finished
-                session.close()
-                self.model_wrapped = self.model
+                try:
+                    if self.writer is not None:
+                        self.writer.close()
+                finally:
+                    self.writer = None
+                    session.close()
+                    self.model_wrapped = self.model
 
     def _build_model(self, trial: Any) -> None:
         """A fresh model, in the strategy's context, and nothing that updated the one before."""
@@ -470,8 +473,10 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             self._save_checkpoint(self.model, self._trial, metrics=metrics)
             run.control.should_save = False
             self._tell_saved(run, [self.last_saved])
+        else:
+            self._end_write(run, wait=False)
         if self.writer is not None:
-            self._tell_saved(run, self.writer.finished())
+            self._tell_saved(run, self.writer.take_saved())
 
     def _log_training(self, run: Run) -> None:
         steps = max(self.state.global_step - self.losses.last_logged, 1)

@@ -15,6 +15,7 @@ from drivetrain.checkpoint.randomness import RandomState
 from drivetrain.checkpoint.reader import load_checkpoint, read_run
 from drivetrain.checkpoint.rotation import checkpoints, last_checkpoint, rotate
 from drivetrain.checkpoint.serialize import pack, unpack
+from drivetrain.checkpoint.together import Exchange, alike, alone
 from drivetrain.checkpoint.weights import (
     load_weights,
     parse_size,
@@ -24,11 +25,14 @@ from drivetrain.checkpoint.weights import (
     write_model,
     write_weights,
 )
-from drivetrain.checkpoint.writer import save_checkpoint
+from drivetrain.checkpoint.writer import save_checkpoint, save_spread
 
 __all__ = [
     "CheckpointContents",
+    "Exchange",
     "RandomState",
+    "alike",
+    "alone",
     "check_names",
     "check_shape",
     "checkpoints",
@@ -48,6 +52,7 @@ __all__ = [
     "replace_tree",
     "rotate",
     "save_checkpoint",
+    "save_spread",
     "set_gradients",
     "set_weights",
     "sweep",

@@ -51,6 +51,7 @@ class CheckpointContents:
         train_state: weights, optimizer, gradients, loss scale; on rank 0 when saving.
         scheduler: the scheduler's `state_dict()`.
         random: the random generators of this rank; captured at the save where it is None.
+        others: saving, on rank 0: the random generators of the other ranks, in their order.
         trainer_state: the documented `TrainerState`, as a dictionary or as its JSON. Read as a dictionary.
         args: the arguments, as a dictionary. Read back as plain JSON, tokens struck out.
         plugins: `kind:name` -> version and what else is known of it.
@@ -68,6 +69,7 @@ class CheckpointContents:
     train_state: TrainState | None = None
     scheduler: dict[str, Any] | None = None
     random: RandomState | None = None
+    others: list[RandomState] = field(default_factory=list)
     trainer_state: dict[str, Any] | str = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
     plugins: dict[str, Any] = field(default_factory=dict)

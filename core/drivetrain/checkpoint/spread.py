@@ -19,7 +19,6 @@ from drivetrain.checkpoint import tensors as tensor_files
 from drivetrain.checkpoint.contents import GRADIENTS, OPTIMIZER, write_json, write_packed
 from drivetrain.checkpoint.manifest import FileRecord
 from drivetrain.checkpoint.weights import INDEX, metadata_of, split, write_other
-from drivetrain.errors import CheckpointError
 from drivetrain.slots import TrainState
 
 _RECORDS = "part-{rank}.json"
@@ -63,22 +62,12 @@ def write_part(folder: str, state: TrainState, rank: int, world_size: int) -> No
 
 
 def join_parts(folder: str, world_size: int) -> dict[str, FileRecord]:
-    """Rank 0, when all parts are written: the index of the weights, and what the manifest needs.
-
-    Raises:
-        CheckpointError: a rank has written no part into this folder.
-    """
+    """Rank 0, when all parts are written: the index of the weights, and what the manifest needs."""
     records: dict[str, FileRecord] = {}
     for rank in range(1, world_size):
         path = os.path.join(folder, _RECORDS.format(rank=rank))
-        try:
-            with open(path, encoding="utf-8") as file:
-                told: dict[str, Any] = json.load(file)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"Rank {rank} has written no part of the checkpoint into {os.path.dirname(folder)}: it failed, as its "
-                "message says, or it does not see this folder, which a sharded state needs."
-            ) from error
+        with open(path, encoding="utf-8") as file:
+            told: dict[str, Any] = json.load(file)
         records |= {name: FileRecord(size, digest) for name, (size, digest) in told.items()}
         os.unlink(path)
     weight_map: dict[str, str] = {}

@@ -7,7 +7,8 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,11 +27,12 @@ from drivetrain.checkpoint.contents import (
     write_json,
     write_packed,
 )
-from drivetrain.checkpoint.manifest import MANIFEST, FileRecord, seal
+from drivetrain.checkpoint.manifest import FileRecord, seal
 from drivetrain.checkpoint.plain import plain
 from drivetrain.checkpoint.randomness import RandomState
 from drivetrain.checkpoint.spread import join_parts, write_part, write_weights_part
 from drivetrain.checkpoint.tensors import nbytes, write_tensors
+from drivetrain.checkpoint.together import Exchange, alike
 from drivetrain.checkpoint.weights import holds, write_exact, write_weights
 from drivetrain.errors import CheckpointError
 from drivetrain.slots import TrainState
@@ -38,144 +40,118 @@ from drivetrain.slots import TrainState
 logger = logging.getLogger("drivetrain")
 
 
-def _no_barrier() -> None:
-    """One process waits for nobody."""
-
-
 def save_checkpoint(
-    folder: str,
-    contents: CheckpointContents,
-    *,
-    save_model: Callable[[str], Any] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], Any] = _no_barrier,
-    agree: Callable[[bool], bool] | None = None,
+    folder: str, contents: CheckpointContents, *, save_model: Callable[[str], Any] | None = None
 ) -> None:
-    """Writes a checkpoint. A collective: every rank calls it.
+    """Writes a checkpoint. One process does so, however many there are: the state is whole, and so are `contents`.
 
-    Rank 0 writes everything but the other ranks' random states, which they write themselves, as they do with
-    their parts of a state that is spread. What stands at `folder` already is replaced at once when the new one is
-    whole.
+    What stands at `folder` already is replaced at once when the new one is whole.
 
     Args:
         folder: its place, `.../checkpoint-STEP`.
-        contents: what to save. On ranks other than 0 only `random` and a spread `train_state` are looked at.
+        contents: what to save.
         save_model: writes weights (and a tokenizer, a configuration, ...) into the folder it is given, and
             may return the records of `write_model`. Weights of `contents.train_state` that it leaves out, or
-            changes, are saved beside. Without it they are written as `model.safetensors`. Of a spread state it
-            writes all but the weights.
-        rank, world_size: of this process.
-        barrier: waits for all ranks.
-        agree: tells whether all ranks gave True, and waits for them. With it, the failure of one rank is an
-            error on all.
+            changes, are saved beside. Without it they are written as `model.safetensors`.
 
     Raises:
         CheckpointError: it could not be written; one sentence. Nothing of it is left, and what stood there
             before still stands.
     """
     folder = os.path.abspath(folder)
-    failed = True
-    others_failed = False
-    try:
-        if rank == 0:
-            _save_first(folder, contents, save_model, world_size, barrier)
-        else:
-            _save_other(folder, contents, rank, world_size, barrier)
-        failed = False
-    finally:
-        if agree is not None:
-            others_failed = not agree(not failed)
-    if others_failed:
-        raise CheckpointError(
-            f"Checkpoint {os.path.basename(folder)} was not written by another rank, whose message says why."
-        )
-
-
-def _save_first(
-    folder: str,
-    contents: CheckpointContents,
-    save_model: Callable[[str], Any] | None,
-    world_size: int,
-    barrier: Callable[[], Any],
-) -> None:
-    waits = [barrier] * (3 if world_size > 1 else 0)  # the others wait as often, whatever happens here
     temporary = files.beside(folder, "tmp")
     state = contents.train_state
-    spread = state is not None and state.spread
-    needed = 0 if state is None else bytes_needed(state) * (world_size if spread else 1)
-    try:
-        with files.one_sentence(folder, needed, temporary):
-            try:
-                for stale in files.leftovers(folder, "tmp"):
-                    shutil.rmtree(stale)
-                os.makedirs(os.path.dirname(folder), exist_ok=True)
-                os.mkdir(temporary)
-                _wait(waits)
-                records = _write(temporary, contents, save_model, world_size)
-            finally:
-                while (
-                    len(waits) > 1
-                ):  # whatever happened, the others must be done before the folder is touched
-                    _wait(waits)
-            missing = [r for r in range(world_size) if not os.path.exists(_random_path(temporary, r))]
-            if missing:
-                logger.warning(
-                    "The random state of rank(s) %s is not in %s, since they do not see this folder.",
-                    ", ".join(map(str, missing)),
-                    os.path.basename(folder),
-                )
-            if spread:
-                records |= join_parts(temporary, world_size)
-            seal(temporary, records)
-            files.replace_tree(temporary, folder)
-    finally:
-        while waits:
-            _wait(waits)
+    with files.one_sentence(folder, 0 if state is None else bytes_needed(state), temporary):
+        _make(temporary, folder)
+        records = _write_weights(temporary, state, save_model)
+        seal(temporary, records | _write(temporary, contents))
+        files.replace_tree(temporary, folder)
 
 
-def _save_other(
-    folder: str, contents: CheckpointContents, rank: int, world_size: int, barrier: Callable[[], Any]
+def save_spread(
+    folder: str,
+    contents: CheckpointContents,
+    *,
+    rank: int,
+    exchange: Exchange,
+    save_model: Callable[[str], Any] | None = None,
 ) -> None:
-    waits = [barrier] * 3
-    shared = False
-    try:
-        _wait(waits)
-        found = files.leftovers(folder, "tmp")
-        shared = bool(found)
-        if shared:
-            try:
-                _write_random(found[0], contents, rank)
-                if contents.train_state is not None and contents.train_state.spread:
-                    write_part(found[0], contents.train_state, rank, world_size)
-            except OSError as error:
-                raise CheckpointError(files.failure(folder, 0, error)) from error
-    finally:
-        while waits:
-            _wait(waits)
-    if shared and (files.leftovers(folder, "tmp") or not os.path.exists(os.path.join(folder, MANIFEST))):
-        raise CheckpointError(
-            f"Checkpoint {os.path.basename(folder)} was not written by rank 0, whose message says why."
-        )
+    """Writes a checkpoint of a state that is spread over the ranks. A collective: every rank writes its part.
 
+    Args:
+        folder: its place, `.../checkpoint-STEP`.
+        contents: what to save; on ranks other than 0 the part of `train_state` alone.
+        rank: of this process.
+        exchange: among the ranks.
+        save_model: writes all but the weights into the folder it is given; rank 0's is called.
 
-def _wait(waits: list[Callable[[], Any]]) -> None:
-    if waits:
-        waits.pop()()
-
-
-def _write(
-    folder: str, contents: CheckpointContents, save_model: Callable[[str], Any] | None, world_size: int
-) -> dict[str, FileRecord]:
+    Raises:
+        CheckpointError: it could not be written, on whichever rank; on all of them. Nothing of it is left.
+        ProcessError: the same, where another rank failed for another reason than the disk, or has ended.
+    """
+    folder = os.path.abspath(folder)
+    temporary = files.beside(folder, "tmp") if rank == 0 else ""
     state = contents.train_state
-    records = _write_weights(folder, state, save_model, world_size)
-    if state is not None:
-        records |= write_train_state(folder, state)
+    assert state is not None
+    needed = bytes_needed(state) * (1 + len(contents.others))
+    try:
+        with alike(exchange, temporary) as said, _in_a_sentence(folder, needed, temporary):
+            if rank == 0:
+                _make(temporary, folder)
+        shared, world_size = said[0], len(said)
+        records: dict[str, FileRecord] = {}
+        with alike(exchange), _in_a_sentence(folder, needed, shared):
+            if rank == 0:
+                if save_model is not None:
+                    save_model(shared)
+                records = write_weights_part(shared, state, 0, world_size) | _write(shared, contents)
+            elif os.path.isdir(shared):
+                write_part(shared, state, rank, world_size)
+            else:
+                raise CheckpointError(
+                    f"Checkpoint {os.path.basename(folder)} was not written, because this rank does not see the "
+                    f"{os.path.dirname(folder)} of rank 0, which a sharded state needs; choose a folder that all see."
+                )
+        with alike(exchange), _in_a_sentence(folder, needed, shared):
+            if rank == 0:
+                seal(shared, records | join_parts(shared, world_size))
+                files.replace_tree(shared, folder)
+    finally:
+        if rank == 0:  # nobody writes there any more
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _in_a_sentence(folder: str, needed: int, temporary: str) -> Iterator[None]:
+    """Says what was wrong in one sentence, and leaves what has been written where it is: others may still write."""
+    try:
+        yield
+    except OSError as error:
+        written = (
+            sum(os.path.getsize(entry) for entry in os.scandir(temporary)) if os.path.isdir(temporary) else 0
+        )
+        raise CheckpointError(files.failure(folder, max(0, needed - written), error)) from error
+
+
+def _make(temporary: str, folder: str) -> None:
+    for stale in files.leftovers(folder, "tmp"):
+        shutil.rmtree(stale)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    os.mkdir(temporary)
+
+
+def _write(folder: str, contents: CheckpointContents) -> dict[str, FileRecord]:
+    """Writes all but the weights."""
+    state = contents.train_state
+    records = write_train_state(folder, state) if state is not None else {}
     if contents.scheduler is not None:
         records |= write_packed(
             folder, SCHEDULER, {"state": (contents.scheduler, "", "the scheduler's state")}
         )
-    records |= _write_random(folder, contents, 0)
+    own = contents.random if contents.random is not None else RandomState.capture()
+    for rank, random in enumerate((own, *contents.others)):
+        stem = RANDOM.format(rank=rank)
+        records |= write_packed(folder, stem, {"state": (random.as_dict(), "", "the random state")})
     text = contents.trainer_state
     if not isinstance(text, str):
         text = (
@@ -184,16 +160,12 @@ def _write(
     with open(os.path.join(folder, TRAINER_STATE), "w", encoding="utf-8") as file:
         file.write(text)
     write_json(folder, TRAINING_ARGS, plain(contents.args), indent=2)
-    return records | _write_run(folder, contents, world_size)
+    return records | _write_run(folder, contents)
 
 
 def _write_weights(
-    folder: str, state: TrainState | None, save_model: Callable[[str], Any] | None, world_size: int
+    folder: str, state: TrainState | None, save_model: Callable[[str], Any] | None
 ) -> dict[str, FileRecord]:
-    if state is not None and state.spread:
-        if save_model is not None:
-            save_model(folder)
-        return write_weights_part(folder, state, 0, world_size)
     if save_model is None:
         return write_weights(folder, state.weights) if state is not None else {}
     made = save_model(folder)
@@ -224,17 +196,7 @@ def write_train_state(folder: str, state: TrainState) -> dict[str, FileRecord]:
     return records
 
 
-def _write_random(folder: str, contents: CheckpointContents, rank: int) -> dict[str, FileRecord]:
-    random = contents.random if contents.random is not None else RandomState.capture()
-    stem = RANDOM.format(rank=rank)
-    return write_packed(folder, stem, {"state": (random.as_dict(), "", "the random state")})
-
-
-def _random_path(folder: str, rank: int) -> str:
-    return os.path.join(folder, RANDOM.format(rank=rank) + ".json")
-
-
-def _write_run(folder: str, contents: CheckpointContents, world_size: int) -> dict[str, FileRecord]:
+def _write_run(folder: str, contents: CheckpointContents) -> dict[str, FileRecord]:
     from drivetrain import __version__
 
     versions = {
@@ -245,7 +207,7 @@ def _write_run(folder: str, contents: CheckpointContents, world_size: int) -> di
     parts: dict[str, Any] = {
         "format": FORMAT,
         "step": contents.steps_done(),
-        "world_size": world_size,
+        "world_size": 1 + len(contents.others),
         "versions": versions,
         "plugins": plain(contents.plugins),
         "configuration": plain(contents.configuration),

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from drivetrain.checkpoint import CheckpointContents, load_checkpoint, save_checkpoint, validate
-from drivetrain.errors import CheckpointError
+from drivetrain.checkpoint import (
+    CheckpointContents,
+    RandomState,
+    alike,
+    load_checkpoint,
+    save_checkpoint,
+    save_spread,
+    validate,
+)
+from drivetrain.errors import CheckpointError, ProcessError
 from drivetrain.slots import TrainState
 
 
-def agree(ok: bool) -> bool:
-    flag = torch.tensor(int(ok))
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
+def exchange(value: Any) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def spread(folder: str, together: dict[str, Any]) -> None:
+def spread(folder: str) -> None:
     """Each rank writes the parameters it holds; the checkpoint reads as if one rank had written it."""
     rank, world = dist.get_rank(), dist.get_world_size()
     names = [["a", "tied", "c"], ["b"]][rank]
@@ -40,8 +50,9 @@ def spread(folder: str, together: dict[str, Any]) -> None:
     def describe(folder: str) -> None:
         Path(folder, "config.json").write_text("{}")
 
-    contents = CheckpointContents(mine, trainer_state={"global_step": 3})
-    save_checkpoint(folder, contents, save_model=describe, agree=agree, **together)
+    _, *others = exchange(RandomState.capture())
+    contents = CheckpointContents(mine, others=others, trainer_state={"global_step": 3})
+    save_spread(folder, contents, rank=rank, exchange=exchange, save_model=describe)
     assert validate(folder) is None
     found = sorted(os.listdir(folder))
     assert [name for name in found if name.startswith(("model", "optimizer", "gradients", "part"))] == [
@@ -68,20 +79,55 @@ def spread(folder: str, together: dict[str, Any]) -> None:
     assert torch.equal(state.optimizer["b"]["exp_avg"], tensors["b"] + 1)
     assert torch.equal(state.gradients["b"], tensors["b"] + 2)
     assert state.groups == [{"lr": 0.1, "params": ["a", "b"]}]
+    dist.barrier()
+
+    # What fails on one rank, wherever it is, is an error on both; what stood there stands.
+    whole = found
+    for culprit in (0, 1):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if rank == culprit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(CheckpointError, match="limits the size of files") as refused:
+            save_spread(folder, contents, rank=rank, exchange=exchange)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(refused.value).startswith(f"Rank {culprit}: ") == (rank != culprit)
+        dist.barrier()
+        assert sorted(os.listdir(folder)) == whole
+        assert os.listdir(os.path.dirname(folder)) == ["checkpoint-3"]
+        dist.barrier()
+
+    def breaks(folder: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(
+        ZeroDivisionError if rank == 0 else ProcessError
+    ):  # not of the disk: nobody goes on after it
+        save_spread(folder, contents, rank=rank, exchange=exchange, save_model=breaks)
+    dist.barrier()
+
+    def blind(value: Any) -> list[Any]:
+        """As on machines that share no disk: what rank 0 has made is nowhere to be found."""
+        return [(failure, said and rank * "elsewhere" + said) for failure, said in exchange(value)]
+
+    with pytest.raises(CheckpointError, match="does not see"):
+        save_spread(folder, contents, rank=rank, exchange=blind)
 
 
 def main() -> None:
     output = sys.argv[1]
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    state = TrainState({"w": torch.arange(4.0)}) if rank == 0 else None
-    together = {"rank": rank, "world_size": world, "barrier": dist.barrier}
+    state = TrainState({"w": torch.arange(4.0)})
 
     torch.manual_seed(100 + rank)
     folder = os.path.join(output, "checkpoint-1")
     os.makedirs(os.path.join(output, ".checkpoint-1.tmp-00000000"), exist_ok=True)  # of a killed run
     dist.barrier()
-    save_checkpoint(folder, CheckpointContents(state, trainer_state={"global_step": 1}), **together)  # type: ignore[arg-type]
+    first, *others = exchange(RandomState.capture())
+    contents = CheckpointContents(state, random=first, others=others, trainer_state={"global_step": 1})
+    with alike(exchange):
+        if rank == 0:
+            save_checkpoint(folder, contents)
     assert validate(folder) is None
     drawn = torch.rand(3)
     contents = load_checkpoint(folder, rank, world)
@@ -97,25 +143,20 @@ def main() -> None:
     def fails(folder: str) -> None:
         raise OSError(28, "No space left on device")
 
-    refused = []
-    for options in (together, {**together, "agree": agree}):
-        try:
-            folder = os.path.join(output, "checkpoint-2")
-            save_checkpoint(
-                folder,
-                CheckpointContents(state, trainer_state={"global_step": 2}),
-                save_model=fails,
-                **options,
-            )  # type: ignore[arg-type]
-        except CheckpointError as error:
-            refused.append(str(error))
-        dist.barrier()
-    assert len(refused) == 2, refused
-    assert ("is full" in refused[1]) == (rank == 0), refused
-    assert ("whose message says why" in refused[1]) == (rank != 0), refused
+    def second() -> None:
+        with alike(exchange):
+            if rank == 0:
+                save_checkpoint(
+                    os.path.join(output, "checkpoint-2"), CheckpointContents(state), save_model=fails
+                )
+
+    with pytest.raises(CheckpointError, match="is full") as refused:
+        second()
+    assert str(refused.value).startswith("Rank 0: ") == (rank != 0)
+    dist.barrier()
     assert os.listdir(output) == ["checkpoint-1"]
     dist.barrier()
-    spread(os.path.join(output, "spread", "checkpoint-3"), together)
+    spread(os.path.join(output, "spread", "checkpoint-3"))
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.write(f"rank {rank} done\n")

@@ -77,15 +77,3 @@ def test_an_error_of_the_writer_reaches_the_run(tmp_path: Path) -> None:
         made.train()
     assert made.state.global_step < 20
     assert not list(tmp_path.glob("checkpoint-*"))
-
-
-def test_the_copy_is_not_changed_by_training(tmp_path: Path) -> None:
-    from drivetrain.background import on_host
-    from drivetrain.slots import TrainState
-
-    weight = torch.ones(3)
-    copy = on_host(
-        TrainState({"w": weight}, {"w": {"step": torch.tensor(1.0)}}, [{"params": ["w"], "lr": 1.0}])
-    )
-    weight += 1
-    assert torch.equal(copy.weights["w"], torch.ones(3))

@@ -34,7 +34,7 @@ from drivetrain_plugins.strategy.deepspeed.optimizer_state import (
 )
 from drivetrain_plugins.strategy.deepspeed.pieces import Pieces
 from drivetrain_plugins.strategy.deepspeed.together import Together
-from drivetrain_plugins.strategy.deepspeed.weights import weights_in, weights_out
+from drivetrain_plugins.strategy.deepspeed.weights import parameters_are_spread, weights_in, weights_out
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -273,6 +273,9 @@ class DeepSpeedStrategy:
         else:
             states, extra = state_out(self.pieces, named, keep), {}
             groups = groups_out(self.optimizer.param_groups, built.names, self.optimizer.inner)
+        gathered = {"gradients", "optimizer"} if self.pieces is not None else {"gradients"}
+        if parameters_are_spread(self.model):
+            gathered.add("weights")
         scale = self.scaler or self.loss_scale
         return TrainState(
             weights=weights,
@@ -281,6 +284,7 @@ class DeepSpeedStrategy:
             gradients=gradients,
             loss_scale=scale.state_dict() if scale is not None else None,
             optimizer_extra=extra,
+            own=frozenset(gathered),
         )
 
     def state_in(self, state: TrainState) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drivetrain.checkpoint import check_names, check_shape, set_weights
+from drivetrain.host_copies import copied
 from drivetrain.slots import Model
 from drivetrain_plugins.strategy.deepspeed.pieces import Pieces, shape_of
 
@@ -25,8 +26,12 @@ def weights_out(
         masters: the copies in single precision that the optimizer updates, where weights themselves are halved.
         keep: whether this process wants them; the others only take part.
         untrained: weights that are not trained, as they were, by the identity of their parameters.
+
+    Returns:
+        The weights; all of them copies on the host where parameters are spread over the processes (stage 3).
     """
-    if pieces is None and not _spread(model):
+    parts = parameters_are_spread(model)
+    if pieces is None and not parts:
         return dict(model.state_dict())
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -34,7 +39,7 @@ def weights_out(
     found: dict[str, Any] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, torch.nn.Parameter):
-            found[name] = value.detach() if isinstance(value, Tensor) else value
+            found[name] = copied(value) if parts else value.detach() if isinstance(value, Tensor) else value
             continue
         if id(value) not in wholes:  # a tied one is gathered once
             trained = pieces is not None and pieces.flat_of(value) is not None
@@ -45,9 +50,8 @@ def weights_out(
                 wholes[id(value)] = untrained[id(value)]
             else:
                 with gathered(value):
-                    spread = is_spread(value)
                     data = value.detach()
-                    wholes[id(value)] = (data.to("cpu", copy=True) if spread else data) if keep else None
+                    wholes[id(value)] = (data.to("cpu", copy=True) if parts else data) if keep else None
         found[name] = wholes[id(value)]
     return found if keep else {}
 
@@ -58,7 +62,7 @@ def weights_in(model: Model, pieces: Pieces | None, weights: dict[str, Tensor], 
     Raises:
         CheckpointError: names or shapes do not fit.
     """
-    if not _spread(model):
+    if not parameters_are_spread(model):
         set_weights(model, weights)
     else:
         _into_parts(model, weights, rank)
@@ -112,7 +116,7 @@ def is_spread(parameter: Any) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def _spread(model: Model) -> bool:
+def parameters_are_spread(model: Model) -> bool:
     return any(is_spread(parameter) for parameter in model.parameters())
 
 

@@ -10,12 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from drivetrain.checkpoint import check_names, check_shape
+from drivetrain.host_copies import copied
 from drivetrain_plugins.strategy.fsdp.engine import Engine
 from drivetrain_plugins.strategy.fsdp.shards import Receivers, gather, local, part, slice_of, wire
 
 
 def weights_out(engine: Engine, to: Receivers) -> dict[str, Any]:
-    """The bare model's state_dict, whole, on the host of the ranks that keep it. A collective.
+    """A copy of the bare model's state_dict, whole, on the host of the ranks that keep it. A collective.
 
     Of a state that is spread each rank has what it owns, and the first what is no parameter.
     """
@@ -35,9 +36,9 @@ def weights_out(engine: Engine, to: Receivers) -> dict[str, Any]:
             module, attribute = source
             buffer = module._buffers[attribute]
             assert buffer is not None
-            found[key] = buffer.detach().cpu()
+            found[key] = copied(buffer)
         else:
-            found[key] = source.get_extra_state()
+            found[key] = copied(source.get_extra_state())
     return found
 
 

@@ -17,7 +17,7 @@ from drivetrain.collecting import collect
 from drivetrain.errors import ConfigurationError, DrivetrainError
 from drivetrain.memory import is_out_of_memory
 from drivetrain.plugin import hookimpl
-from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
+from drivetrain.slots import STATE_PARTS, Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
 from drivetrain.whole_parameters import share_of_update
 from drivetrain_plugins.strategy.fsdp import state as states
 from drivetrain_plugins.strategy.fsdp.binding import Binding
@@ -262,6 +262,7 @@ class FSDPStrategy:
                 loss_scale=self.scaler.state_dict() if self.scaler is not None else None,
                 optimizer_extra=extra,
                 spread=spread,
+                own=frozenset(STATE_PARTS),
             )
         return state if spread or self.everywhere or dist.get_rank() == 0 else TrainState({})
 
