@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.checkpoint import RandomState
-from drivetrain.data import EpochIterator
+from drivetrain.data import EpochIterator, carry_over
 
 if TYPE_CHECKING:
     from drivetrain.length import RunLength
@@ -83,6 +83,8 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         for call in events.on_epoch_begin:
             call(run)
         if epoch != position.epoch or position.epoch_ended:
+            if position.random is not None:  # resumed between two epochs
+                carry_over(run.train_dataloader, position.data, run.processes)
             position.epoch, position.batch, position.epoch_ended, position.data = epoch, 0, False, None
         batches: Any = EpochIterator(
             run.train_dataloader,

@@ -1,5 +1,6 @@
 """Data: collating rows, their order, loading them, and the position in them."""
 
+from drivetrain.data.carrying import carry_over
 from drivetrain.data.collate import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
 from drivetrain.data.columns import is_table, signature_columns
 from drivetrain.data.dealing import Split
@@ -26,6 +27,7 @@ __all__ = [
     "SeededRandomSampler",
     "Split",
     "batches_of",
+    "carry_over",
     "default_data_collator",
     "eval_sampler",
     "find_batch_size",

@@ -12,6 +12,7 @@ spared that where their first batch draws nothing. A loader of the user's own is
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
@@ -19,11 +20,12 @@ from typing import Any, TypeAlias
 import torch
 
 from drivetrain.data import randomness
+from drivetrain.data.carrying import carried, carry_over, set_generators
 from drivetrain.data.dealing import Dealt, Split
 from drivetrain.data.device import first_row
-from drivetrain.data.fetching import foreign_items, iterable_items, map_items, skip, stateful, worker_items
+from drivetrain.data.fetching import foreign_items, iterable_items, map_items, skip, stateful
 from drivetrain.data.loader import fetches_ahead
-from drivetrain.data.position import Position, is_json, of_rank
+from drivetrain.data.position import Position, holds, of_rank
 from drivetrain.data.samplers import has_length
 from drivetrain.data.source import (
     FOREIGN,
@@ -37,6 +39,8 @@ from drivetrain.data.source import (
     map_order,
     needs_no_state,
 )
+from drivetrain.data.stream import next_pass
+from drivetrain.data.workers import Workers, workers_of
 from drivetrain.errors import ConfigurationError
 from drivetrain.gathering import gather_counts, gather_objects
 
@@ -63,6 +67,9 @@ class BatchIterator:
         rows: its rows on this rank (0 where the rank runs a row for company).
         shares: its rows on each rank; `()` where they are not known.
     """
+
+    noted = True
+    """Whether the position will be asked for."""
 
     def __init__(
         self,
@@ -96,6 +103,7 @@ class BatchIterator:
         self.shares: tuple[int, ...] = ()
         self._group = group_of(dataloader, self.split.world)
         self._seeds: tuple[int, int | None] | None = None
+        self._permutation = 0
         self._start: Any = None
         self._generators: list[Any] = []
         self._ahead: tuple[str, ...] = ()
@@ -103,6 +111,7 @@ class BatchIterator:
         self._untouched: Any = None
         self._before_data: Any = None
         self._stateful: Any = None
+        self._workers: Workers | None = None
         self._is_ahead = False
         self._begun = False
         self._told = False
@@ -139,6 +148,8 @@ class BatchIterator:
         }
         if self._seeds is not None:
             position["base_seed"], position["seed"] = self._seeds
+            if self._permutation:
+                position["permutation"] = self._permutation
         own = self._own_position()
         if self.processes.world_size == 1:
             return position | own
@@ -147,30 +158,55 @@ class BatchIterator:
     def _own_position(self) -> Position:
         """What differs from rank to rank."""
         if self._has_ended():
-            # A stream may have gone back to its beginning by now, so it is not asked.
-            states = [generator.get_state() for generator in generators_of(self.dataloader)]
-            return {"ended": True, "generators": [randomness.tensor_to_text(state) for state in states]}
-        own: Position = {}
+            own: Position = {"ended": True, "generators": self._generators_now()}
+            if self._workers is not None and self.dataloader.persistent_workers:
+                self._add_workers(own, self._workers)
+            if self._stateful is not None:
+                self._add_data(own, copy.deepcopy(self._stateful.state_dict()))
+            return own
+        own = {}
         if self._start is not None:
             own["start"] = randomness.to_json(self._start)
         if self._generators:
             own["generators"] = [randomness.tensor_to_text(state) for state in self._generators]
+            own["now"] = self._generators_now()
         if self._is_ahead:
             own["ahead"] = list(self._ahead)
             if self._before is not None:
                 own["pending"] = randomness.to_json(self._before)
             self._watch()
+        if self._workers is not None:
+            self._add_workers(own, self._workers)
         if self._stateful is not None:
-            state = self._before_data if self._is_ahead else self._stateful.state_dict()
-            if is_json(state):
-                own["dataset"] = state
-            elif not self._told:
-                self._told = True
-                logger.warning(
-                    "state_dict() of %s is not made of what JSON holds, so a resume reads the epoch again.",
-                    type(self._stateful).__name__,
-                )
+            # A copy, since the state may be made of the very lists that the data set goes on to change.
+            state = self._before_data if self._is_ahead else copy.deepcopy(self._stateful.state_dict())
+            self._add_data(own, state)
         return own
+
+    def _generators_now(self) -> list[str]:
+        return [
+            randomness.tensor_to_text(generator.get_state()) for generator in generators_of(self.dataloader)
+        ]
+
+    def _add_workers(self, own: Position, workers: Workers) -> None:
+        states = workers.to_json(lambda _: self._cannot_hold(self.dataloader.dataset))
+        if states is not None:
+            own["workers"] = states
+
+    def _add_data(self, own: Position, state: Any) -> None:
+        if holds(state):
+            own["dataset"] = state
+        else:
+            self._cannot_hold(self._stateful)
+
+    def _cannot_hold(self, owner: Any) -> None:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "state_dict() of %s is not made of numbers, strings, lists, dictionaries and tensors alone, which a "
+                "checkpoint holds, so a resume reads the epoch again.",
+                type(owner).__name__,
+            )
 
     def _has_ended(self) -> bool:
         """Whether the batch handed out last is known to be the last of the pass."""
@@ -200,6 +236,8 @@ class BatchIterator:
             left = batches_of(self.dataloader, self.split.world, row)
             if self.batches is not None and left is not None:
                 self.index = self.batches - left * parts
+            if self._position is not None:
+                self._position.pop("workers", None)  # their batches were others
         self._first = (self.index, row)
 
     def _watch(self) -> None:
@@ -209,22 +247,22 @@ class BatchIterator:
             return
         now = randomness.capture(idle)
         if self._untouched is not None:
-            moved = [k for k in idle if not _alike(k, now[k], self._untouched.get(k))]
+            moved = [k for k in idle if not randomness.same(k, now[k], self._untouched[k])]
             self._ahead = tuple(k for k in randomness.KINDS if k in self._ahead or k in moved)
         self._untouched = now
 
     def _run(self) -> Generator[Any, None, None]:
         if self._position is not None and self._position.get("ended"):
-            self._set_generators()
+            carry_over(self.dataloader, self._position, self.processes)
             return
         items, current = self._open()
         self._begun = True
         try:
             if current is None:
-                before = randomness.fingerprint()
+                before = randomness.capture()
                 current = next(items, None)
                 if self._position is None:
-                    self._ahead = randomness.drawn(before, randomness.fingerprint())
+                    self._ahead = randomness.drawn(before, randomness.capture())
                     # Loaders of which each rank has its own agree on every batch, so all must fetch in step.
                     draws = self._any_ahead() if self.own else bool(self._ahead)
                     self._is_ahead = fetches_ahead(self.dataloader) and (draws or self._stateful is None)
@@ -261,7 +299,7 @@ class BatchIterator:
         self._untouched = randomness.capture(tuple(k for k in randomness.KINDS if k not in self._ahead))
         while current is not None:
             if self._stateful is not None:
-                self._before_data = self._stateful.state_dict()
+                self._before_data = copy.deepcopy(self._stateful.state_dict())
             self._before = randomness.capture(self._ahead)
             following = next(items, None)
             if following is None:
@@ -281,26 +319,36 @@ class BatchIterator:
         elif "start" in position:
             self._start = randomness.from_json(position["start"])
             randomness.restore(self._start)
-            self._set_generators()
+            set_generators(loader, position.get("generators", []))
         self._generators = [] if plain else [generator.get_state() for generator in generators_of(loader)]
-        before_draw = torch.get_rng_state()
+        before = carried(loader) if position is None else position
+        if self.kind != FOREIGN and loader.num_workers:
+            self._workers = self._open_workers(before.get("workers"))
 
         items: Iterator[Item]
         if self.kind == MAP:
             seeds = None
             if position is not None and "start" not in position:
                 seeds = (position["base_seed"], position["seed"])
-            order = map_order(loader, self.processes, self.world, seeds)
+                self._permutation = int(position.get("permutation", 0))
+            workers = self._workers
+            kept = workers.base_seed if workers is not None and workers.passes > 1 else None
+            order = map_order(loader, self.processes, self.world, seeds, self._permutation, kept)
             self._seeds = (order.base_seed, order.seed)
             remaining = order.dealt(self._first[1], self.world, self.ranks, self.batch_size)
-            if loader.num_workers:
-                fresh = position is None and self.processes.rank == 0 and loader.generator is None
-                seed = order.base_seed + self.index + self.processes.rank
-                items = worker_items(loader, remaining, before_draw if fresh else None, seed)
-            else:
+            if workers is None:
                 items = map_items(loader, remaining)
+            else:
+                if workers.seeded_from is None:
+                    workers.base_seed = order.base_seed
+                    if position is None and self.processes.rank == 0:
+                        workers.seeded_from = order.drawn_from
+                    else:  # on other ranks, and with other workers after a resume
+                        seed = order.base_seed + self.index + self.processes.rank
+                        workers.seeded_from = torch.Generator().manual_seed(seed % 2**63).get_state()
+                items = workers.read_rows(loader, remaining)
         else:
-            items = self._open_stream(position)
+            items = self._open_stream(before)
 
         if self.own and not self._is_even():
             items = self._agreed(items)
@@ -315,24 +363,37 @@ class BatchIterator:
             randomness.restore(now)
         return items, pending
 
-    def _set_generators(self) -> None:
-        """Gives generators of the user's own the states that they had."""
-        assert self._position is not None
-        texts = self._position.get("generators", [])
-        for generator, text in zip(generators_of(self.dataloader), texts, strict=False):
-            generator.set_state(randomness.text_to_tensor(text))
+    def _open_workers(self, saved: Any) -> Workers:
+        """The workers, and a word where they cannot go on with the random numbers that they had."""
+        workers = workers_of(self.dataloader, saved, self._position is None, self.noted)
+        if saved and not workers.resumed and any(worker["random"] for worker in saved["each"]):
+            logger.warning(
+                "The checkpoint is of a run with %d workers, and %d go on: the random numbers that they draw are "
+                "fresh ones.",
+                len(saved["each"]),
+                len(workers.each),
+            )
+        return workers
 
-    def _open_stream(self, position: Position | None) -> Iterator[Item]:
-        """Iterable datasets and loaders that iterate themselves."""
+    def _open_stream(self, before: Position) -> Iterator[Item]:
+        """Iterable datasets and loaders that iterate themselves.
+
+        Args:
+            before: the position where the pass goes on; of one that begins, what the pass before it left.
+        """
         loader = self.dataloader
         self._stateful = stateful(loader, self.kind == ITERABLE)
         done, rows = self._first
-        if position is not None and "dataset" in position and self._stateful is not None:
-            self._stateful.load_state_dict(position["dataset"])
+        again = False
+        if "dataset" in before and self._stateful is not None:
+            self._stateful.load_state_dict(before["dataset"])
             done = rows = 0
+            again = self._position is None
         if self.kind == ITERABLE:
             size = self.batch_size or loader.batch_size
-            return iterable_items(loader, self.world, self.ranks, size, done, rows)
+            return iterable_items(loader, self.world, self.ranks, size, done, rows, self._workers, again)
+        if again:
+            return next_pass(lambda: foreign_items(loader), generators_of(loader))
         return skip(foreign_items(loader), done)
 
     def _is_even(self) -> bool:
@@ -381,10 +442,6 @@ def set_epoch(loader: Any, epoch: int) -> None:
             told.append(owner)
 
 
-def _alike(kind: str, one: Any, other: Any) -> bool:
-    return other is not None and randomness.to_json({kind: one}) == randomness.to_json({kind: other})
-
-
 class EpochIterator(BatchIterator):
     """One epoch of training.
 
@@ -425,6 +482,8 @@ class EpochIterator(BatchIterator):
 
 class EvaluationIterator(BatchIterator):
     """One pass over an evaluation set: the loader's own order, every row once, whatever the world."""
+
+    noted = False
 
     def true_shares(self, rows: int) -> tuple[int, ...]:
         """Rows of each rank of the batch handed out last. A collective where nobody knows them beforehand.

@@ -7,21 +7,27 @@
     world          number of ranks
     base_seed      the loader's base seed of the epoch
     seed           the permutation's seed, where one number decides the order
+    permutation    which permutation of that seed it is, where it is not the first
     start          else the host's random state at the epoch's beginning, with which the order is drawn again
     generators     the states that generators of the user's own had at the epoch's beginning
+    now            and those that they have now
     ahead          a list of the kinds of random numbers that fetching draws, where it draws any
     pending        then the random state from before the fetch of the batch that comes next
     dataset        what the iterable dataset's (or the loader's) `state_dict` gave
-    ended          true after the last batch; nothing else is there then but `generators`, as they are now
+    workers        where the workers are, see `drivetrain.data.workers`
+    ended          true after the last batch; then `generators` are as they are now, and beside them is only what
+                   the next epoch begins with: `dataset`, and persistent `workers`
 
-Of several ranks, `ranks` has what `start` begins of each. Everything is what JSON holds; random states are base64
-text. An epoch that has not begun is `{}`.
+Of several ranks, `ranks` has what `start` begins of each. Random states are base64 text, and all is what JSON holds
+but for states of the user's data, which are whatever a checkpoint holds. An epoch that has not begun is `{}`.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeAlias
+
+from drivetrain.checkpoint.serialize import pack
+from drivetrain.errors import CheckpointError
 
 Position: TypeAlias = dict[str, Any]
 
@@ -38,12 +44,14 @@ def of_rank(position: Position, rank: int, world: int) -> Position:
     mine.pop("ranks", None)
     if not same:
         mine.pop("pending", None)
+        mine.pop("workers", None)
     return mine
 
 
-def is_json(value: Any) -> bool:
-    """Whether JSON gives the value back as it is."""
+def holds(value: Any) -> bool:
+    """Whether a checkpoint gives the value back as it is."""
     try:
-        return bool(json.loads(json.dumps(value)) == value)
-    except (TypeError, ValueError):
+        pack(value, {})
+    except CheckpointError:
         return False
+    return True

@@ -139,12 +139,18 @@ def draw(generator: torch.Generator | None = None) -> int:
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
 
+def state_of(generator: torch.Generator | None = None) -> torch.Tensor:
+    """The state of a generator, by default of the global one."""
+    return torch.get_rng_state() if generator is None else generator.get_state()
+
+
 @dataclass(slots=True)
 class Order:
     """The order of an epoch.
 
     Attributes:
         base_seed: the loader's base seed, from which workers are seeded.
+        drawn_from: the state of the generator before it was drawn.
         seed: of the permutation, where a plain RandomSampler makes it and nothing else is needed to make it
             again; None otherwise.
         rows: the indices of rows in their order, for a plain BatchSampler; else None.
@@ -154,6 +160,7 @@ class Order:
     """
 
     base_seed: int
+    drawn_from: torch.Tensor
     seed: int | None = None
     rows: Any = None
     units: Any = None
@@ -201,7 +208,12 @@ def _is_plain_random(sampler: Any) -> bool:
 
 
 def map_order(
-    loader: DataLoader[Any], processes: Any, world: int, seeds: tuple[int, int | None] | None = None
+    loader: DataLoader[Any],
+    processes: Any,
+    world: int,
+    seeds: tuple[int, int | None] | None = None,
+    permutation: int = 0,
+    base_seed: int | None = None,
 ) -> Order:
     """The order of an epoch of a map-style loader, drawn now or made again from its seeds.
 
@@ -210,11 +222,17 @@ def map_order(
         processes: of the run; rank 0 decides.
         world: 1 where every rank has an order of its own.
         seeds: base seed and sampler's seed of the epoch, where no number is to be drawn.
+        permutation: which one of the sampler's seed it is, from 0.
+        base_seed: that of persistent workers, which torch draws once alone.
     """
     sampler: Any = loader.batch_sampler
     # torch makes the index sampler's iterator before it draws the base seed.
     index_iterator = iter(loader._index_sampler)
-    base_seed = draw(loader.generator) if seeds is None else seeds[0]
+    drawn_from = state_of(loader.generator)
+    if seeds is not None:
+        base_seed = seeds[0]
+    elif base_seed is None:
+        base_seed = draw(loader.generator)
     if sampler is None or type(sampler) is not BatchSampler:
         own = sampler if sampler is not None else loader.sampler
         units: Any = index_iterator
@@ -222,7 +240,7 @@ def map_order(
             units = list(index_iterator)
             if world > 1:
                 base_seed, units = broadcast((base_seed, units), processes)
-        return Order(base_seed, units=units, batched=sampler is not None)
+        return Order(base_seed, drawn_from, units=units, batched=sampler is not None)
 
     options: dict[str, Any] = {"batch_size": int(sampler.batch_size), "drop_last": bool(sampler.drop_last)}
     rows_from: Any = sampler.sampler
@@ -231,7 +249,11 @@ def map_order(
         if world > 1 and seeds is None:
             base_seed, seed = broadcast((base_seed, seed), processes)
         generator = torch.Generator().manual_seed(seed)
-        return Order(base_seed, seed, torch.randperm(len(rows_from), generator=generator), **options)
+        for _ in range(permutation):
+            torch.randperm(len(rows_from), generator=generator)
+        return Order(
+            base_seed, drawn_from, seed, torch.randperm(len(rows_from), generator=generator), **options
+        )
     if type(rows_from) in (SequentialSampler, SeededRandomSampler):
         rows: Any = range(len(rows_from)) if type(rows_from) is SequentialSampler else rows_from.order()
         if world > 1 and seeds is None:
@@ -241,5 +263,5 @@ def map_order(
         if world > 1:
             base_seed, rows = broadcast((base_seed, rows), processes)
     else:  # it may never end: take its batches as they come, and of several ranks each reads it all
-        return Order(base_seed, units=index_iterator)
-    return Order(base_seed, rows=rows, **options)
+        return Order(base_seed, drawn_from, units=index_iterator)
+    return Order(base_seed, drawn_from, rows=rows, **options)

@@ -74,7 +74,37 @@ def test_random_states_survive_json():
     [("torch", torch.rand), ("numpy", np.random.rand), ("python", lambda n: random.random())],
 )
 def test_the_kind_that_was_drawn_from_is_seen(kind, draw):
-    before = randomness.fingerprint()
-    assert randomness.drawn(before, randomness.fingerprint()) == ()
+    before = randomness.capture()
+    assert randomness.drawn(before, randomness.capture()) == ()
     draw(1)
-    assert randomness.drawn(before, randomness.fingerprint()) == (kind,)
+    assert randomness.drawn(before, randomness.capture()) == (kind,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "draw"),
+    [("torch", torch.rand), ("numpy", np.random.randn), ("python", lambda n: random.gauss(0, 1))],
+)
+def test_a_watch_tells_each_change_once(kind, draw):
+    """Two draws of a normal number too: NumPy and Python keep the second of a pair, and draw nothing for it."""
+    np.random.seed(0)
+    random.seed(0)
+    watch = randomness.Watch()
+    assert watch.changed() == {}
+    for _ in range(5):
+        draw(1)
+        changed = watch.changed()
+        assert list(changed) == [kind]
+        assert randomness.same(kind, changed[kind], randomness.capture((kind,))[kind])
+        assert watch.changed() == {}
+
+
+def test_a_watch_follows_another_generator_of_numpy():
+    before = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(3))
+        watch = randomness.Watch()
+        assert watch.changed() == {}
+        np.random.rand()
+        assert list(watch.changed()) == ["numpy"]
+    finally:
+        np.random.set_bit_generator(before)
