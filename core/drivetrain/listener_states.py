@@ -60,7 +60,7 @@ def restore_plugin_states(run: Run, states: dict[str, Any]) -> None:
 
 
 def restore_callback_states(trainer: Trainer, states: dict[str, Any]) -> None:
-    """Gives callbacks their state back, to those of the same class in the same order."""
+    """Gives callbacks their state back, to those of the same class in the same order; says which nobody wanted."""
     waiting: dict[str, list[Any]] = {}
     for key, state in states.items():
         waiting.setdefault(key.partition(":")[2], []).append(state)
@@ -73,6 +73,8 @@ def restore_callback_states(trainer: Trainer, states: dict[str, Any]) -> None:
                 callback.load_state(found.pop(0))
             elif callable(getattr(callback, "state", None)):
                 _set_attributes(callback, found.pop(0))
+    for name in (name for name, left in waiting.items() if left):
+        logger.warning("The checkpoint holds a state of the callback %r, which no callback takes now.", name)
 
 
 def _set_attributes(callback: Any, saved: dict[str, Any]) -> None:

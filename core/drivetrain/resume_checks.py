@@ -41,7 +41,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     dataset = getattr(loader, "dataset", None)
     facts: dict[str, Any] = {
         "kind": kind,
-        "rows": len(dataset) if kind == MAP and has_length(dataset) else None,
+        "rows": len(dataset) if dataset is not None and kind == MAP and has_length(dataset) else None,
         "workers": getattr(loader, "num_workers", 0) if kind == ITERABLE else None,
     }
     if kind == MAP:
@@ -111,7 +111,11 @@ def _of_data(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     where = "and the checkpoint lies in the middle of an epoch"
     for key, what, why in (
         ("kind", "the training data's loader", "whose rows cannot be found again"),
-        ("rows", "the number of training rows", "whose other rows would be drawn anew: some twice, some never"),
+        (
+            "rows",
+            "the number of training rows",
+            "whose other rows would be drawn anew: some twice, some never",
+        ),
         ("sampler", "the sampler", "whose other rows would come in another order: some twice, some never"),
         ("data_seed", "data_seed", "whose other rows would come in another order: some twice, some never"),
         (
@@ -135,8 +139,8 @@ def _of_data(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     if before.get("lengths") != now.get("lengths") and before.get("rows") == now.get("rows"):
         yield (
             "the lengths by which rows are grouped (length_column_name, or the data) are others now, "
-            f"{where}, whose other rows would come in another order: some twice, some never; resume with what they were, "
-            "or from a checkpoint of an epoch's end"
+            f"{where}, whose other rows would come in another order: some twice, some never; resume with what they "
+            "were, or from a checkpoint of an epoch's end"
         )
 
 

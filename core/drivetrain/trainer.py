@@ -315,6 +315,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 return self._fit(length)
             finally:
                 self.is_in_train = False
+<<<<<<< ours
                 try:
                     if self.writer is not None:
                         self.writer.close()
@@ -322,6 +323,13 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                     self.writer = None
                     session.close()
                     self.model_wrapped = self.model
+=======
+                if self.writer is not None:
+                    self.writer.join()  # also after an error a checkpoint under way is finished
+                session.close()
+                self.model_wrapped = self.model
+                self.layout = None  # a loader asked for outside of a run is one of the arguments
+>>>>>>> theirs
 
     def _build_model(self, trial: Any) -> None:
         """A fresh model, in the strategy's context, and nothing that updated the one before."""
