@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drivetrain.arguments import TrainingArguments
     from drivetrain.background import BackgroundWriter
     from drivetrain.elastic import Layout
+    from drivetrain.preemption import Preemption
     from drivetrain.session import Session
     from drivetrain.slots import LRScheduler, TrainState
 
@@ -34,6 +35,7 @@ class TrainerBase:
         is_in_train, is_evaluating: what is under way.
         layout: how the rows of an update are laid out; None before a run.
         writer, snapshot: the thread that writes checkpoints, and the state that is being written.
+        preemption: hears the signals that ask a run to leave; None before `train()`, and where nothing is saved.
     """
 
     args: TrainingArguments
@@ -58,6 +60,7 @@ class TrainerBase:
     current_flos: float
     writer: BackgroundWriter | None
     snapshot: TrainState | None
+    preemption: Preemption | None
     _train_batch_size: int
     _made_scheduler: bool
     _past: Any = None

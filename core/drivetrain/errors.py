@@ -39,6 +39,32 @@ class ProcessError(DrivetrainError):
     """Another process of this run has ended, does not answer, or never came. The backend's error is chained."""
 
 
+class Preempted(SystemExit):
+    """The run was told to leave by SIGTERM or SIGUSR1, and a checkpoint stands: started again, it goes on.
+
+    By Ctrl-C it leaves with a `KeyboardInterrupt` that has the same `checkpoint`: one of a class of our own would
+    not end a script with 130.
+
+    Args:
+        sentence: what was written, and how to go on.
+
+    Attributes:
+        checkpoint: its folder.
+        EXIT_CODE: what the process ends with: the "temporary failure" of sysexits.h.
+    """
+
+    EXIT_CODE = 75
+
+    def __init__(self, sentence: str, checkpoint: str) -> None:
+        super().__init__(sentence)
+        self.code, self.checkpoint = self.EXIT_CODE, checkpoint
+
+
+def checkpoint_of(error: BaseException | None) -> str | None:
+    """The checkpoint that a run has left behind which was told to leave; None of any other error."""
+    return getattr(error, "checkpoint", None) if isinstance(error, (Preempted, KeyboardInterrupt)) else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The entry of `known` closest in spelling to `word`, or None where none is close."""
     by_lower = {name.lower(): name for name in known}

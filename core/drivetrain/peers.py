@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from drivetrain.errors import DrivetrainError, ProcessError
+from drivetrain.errors import DrivetrainError, ProcessError, checkpoint_of
 
 # What marks an error as the backend's own, and not somebody's who has a socket too.
 _MARKS = (
@@ -43,8 +43,13 @@ def connect(tell: Callable[[str], None] | None, ask: Callable[[], str | None] | 
 
 
 def failed(error: BaseException) -> None:
-    """Notes that an error ends this process, and tells the others; what is told is no news to them twice."""
+    """Notes that an error ends this process, and tells the others; what is told is no news to them twice.
+
+    A process that was told to leave has not failed: all leave together, and wait for each other.
+    """
     global _failed
+    if checkpoint_of(error) is not None:
+        return
     first, _failed = not _failed, True
     if first and _tell is not None and not isinstance(error, ProcessError):
         text = str(error) if isinstance(error, DrivetrainError) else f"{type(error).__name__}: {error}"

@@ -63,11 +63,14 @@ class Session:
         trainer, run = self.trainer, self.run
         run.args = trainer.args
         run.args.settle()  # they may have been set anew since they were checked
+        core: list[tuple[str, object]] = [("callbacks", trainer.callback_handler.hooks)]
+        if training and trainer.preemption is not None:
+            core.append(("preemption", trainer.preemption))
         run.plan = plan = resolve(
             run.args,
             instances=trainer.plugins,
             settings=settings.load(),
-            core=[("callbacks", trainer.callback_handler.hooks)],
+            core=core,
             made=trainer.made_plugins,
             traced=trainer.trace_hooks,
         )

@@ -38,6 +38,7 @@ from drivetrain.loss import LossWindow
 from drivetrain.memory import halving
 from drivetrain.output import Output
 from drivetrain.placement import first_model, place
+from drivetrain.preemption import Preemption
 from drivetrain.processes import current
 from drivetrain.reports import Reports
 from drivetrain.resolve import Plan, is_documented_callback, resolve
@@ -172,6 +173,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.last_saved: str | None = None
         self.others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
         self.writer: BackgroundWriter | None = None
+        self.preemption: Preemption | None = None
         self.snapshot: TrainState | None = None
         self.clock = time.perf_counter()
         self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
@@ -257,6 +259,8 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         Raises:
             ConfigurationError: what was asked for cannot be done; every problem is named.
             CheckpointError: the checkpoint cannot be read.
+            Preempted: SIGTERM or SIGUSR1 has come, and a checkpoint is written; it ends the process with code 75.
+            KeyboardInterrupt: the same by Ctrl-C.
         """
         if "model_path" in kwargs:
             resume_from_checkpoint = kwargs.pop("model_path")
@@ -268,9 +272,11 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             resume_from_checkpoint = self.args.resume_from_checkpoint
         self._train_batch_size = self.args.train_batch_size
         self.others = None
-        if self.args.auto_find_batch_size:
-            return halving(self, lambda: self._train(resume_from_checkpoint, ignore_keys_for_eval, trial))
-        return self._train(resume_from_checkpoint, ignore_keys_for_eval, trial)
+        self.preemption = Preemption(self) if self.args.save_strategy != "no" else None
+        with self.preemption or nullcontext():
+            if self.args.auto_find_batch_size:
+                return halving(self, lambda: self._train(resume_from_checkpoint, ignore_keys_for_eval, trial))
+            return self._train(resume_from_checkpoint, ignore_keys_for_eval, trial)
 
     def _train(self, resume: str | bool | None, ignore_keys: list[str] | None, trial: Any) -> TrainOutput:
         args, run = self.args, self.run
@@ -383,6 +389,8 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made
         train_loop(self, run, length, self.losses, self.position)
         self._finish_saving(run)
+        if self.preemption is not None:
+            self.preemption.settle(run)
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             run.processes.barrier()
             self._load_best_model()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.processes import asked_for, on_one_node
+from drivetrain.requeue import job_of_slurm
 
 if TYPE_CHECKING:
     from drivetrain.arguments.training_arguments import TrainingArguments
@@ -29,10 +30,11 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("log_on_each_node", "save_on_each_node"), lambda args: on_one_node(), "there is one node"),
     (("save_steps",), lambda args: args.save_strategy != "steps", "save_strategy is not 'steps'"),
     (
-        ("save_total_limit", "save_async", "on_save_error"),
+        ("save_total_limit", "save_async", "on_save_error", "requeue"),
         lambda args: args.save_strategy == "no",
         "save_strategy is 'no'",
     ),
+    (("requeue",), lambda args: job_of_slurm() is None, "this is no job of SLURM"),
     (
         ("eval_steps",),
         lambda args: args.evaluation_strategy != "steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,19 @@ from drivetrain.data.samplers import has_length, is_iterable_style
 from drivetrain.errors import ConfigurationError
 
 
+def stand_apart(worker_id: int) -> None:
+    """Puts a worker into a process group of its own.
+
+    Ctrl-C, torchrun and `timeout` signal the run's whole group. A run that is told to leave takes its step to the end,
+    for which it needs its workers, and ends them itself.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 def seed_worker(worker_id: int) -> None:
-    """Seeds Python, NumPy and torch in a training worker from the seed that torch gave it."""
+    """Seeds Python, NumPy and torch in a training worker from the seed that torch gave it; `stand_apart` as well."""
+    stand_apart(worker_id)
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)
@@ -48,6 +60,7 @@ def make_dataloader(
         "batch_size": batch_size,
         "collate_fn": collate_fn,
         "num_workers": args.dataloader_num_workers,
+        "worker_init_fn": stand_apart,
         # torch warns where there is nothing to pin for.
         "pin_memory": bool(args.dataloader_pin_memory) and torch.accelerator.is_available(),
     }

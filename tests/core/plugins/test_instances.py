@@ -341,4 +341,12 @@ def test_traced_or_not_a_run_is_the_same(tmp_path: Path, capsys: pytest.CaptureF
     assert any("make_strategy gave SingleStrategy" in line for line in lines)
     steps = [line for line in lines if " on_step_end " in line]
     assert len(steps) == 3
-    assert steps[1].split() == ["[hooks]", "step", "2", "on_step_end", "core:callbacks,", "callback:Counter"]
+    assert steps[1].split() == [
+        "[hooks]",
+        "step",
+        "2",
+        "on_step_end",
+        "core:callbacks,",
+        "callback:Counter,",
+        "core:preemption",
+    ]
