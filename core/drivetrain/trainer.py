@@ -321,7 +321,6 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 return self._fit(length)
             finally:
                 self.is_in_train = False
-<<<<<<< ours
                 try:
                     if self.writer is not None:
                         self.writer.close()
@@ -329,13 +328,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                     self.writer = None
                     session.close()
                     self.model_wrapped = self.model
-=======
-                if self.writer is not None:
-                    self.writer.join()  # also after an error a checkpoint under way is finished
-                session.close()
-                self.model_wrapped = self.model
-                self.layout = None  # a loader asked for outside of a run is one of the arguments
->>>>>>> theirs
+                    self.layout = None  # a loader asked for outside of a run is one of the arguments
 
     def _build_model(self, trial: Any) -> None:
         """A fresh model, in the strategy's context, and nothing that updated the one before."""
