@@ -116,13 +116,14 @@ def one_sentence(folder: str, needed: int, temporary: str) -> Iterator[None]:
         raise
 
 
-def failure(folder: str, needed: int, error: BaseException) -> str:
+def failure(folder: str, needed: int, error: BaseException, there: int = 0) -> str:
     """Why a checkpoint could not be written, and what helps. Call it when the part that was written is gone.
 
     Args:
         folder: the place of the checkpoint.
         needed: bytes that it takes, as far as they can be told.
         error: what the system said.
+        there: bytes of it that are still there, and will be gone.
     """
     parent = os.path.dirname(os.path.abspath(folder))
     number = getattr(error, "errno", None)
@@ -130,7 +131,7 @@ def failure(folder: str, needed: int, error: BaseException) -> str:
     begin = f"Checkpoint {os.path.basename(folder)} was not written"
     if number == errno.ENOSPC or "os error 28" in text or "No space left" in text:
         return (
-            f"{begin}, because the disk of {parent} is full{_missing(parent, needed) if needed else ''}; "
+            f"{begin}, because the disk of {parent} is full{_missing(parent, needed, there) if needed else ''}; "
             "free some space there, or lower save_total_limit."
         )
     if number == errno.EDQUOT:
@@ -156,10 +157,10 @@ def failure(folder: str, needed: int, error: BaseException) -> str:
     return f"{begin}: {' '.join(text.split())}"
 
 
-def _missing(parent: str, needed: int) -> str:
+def _missing(parent: str, needed: int, there: int) -> str:
     """How much more must be free than is, as the end of a sentence."""
     try:
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(parent).free + there
     except OSError:
         return ""
     more = f"{size(needed - free)} more are needed" if needed > free else f"{size(free)} are free by now"

@@ -127,16 +127,14 @@ def _in_a_sentence(folder: str, needed: int, temporary: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        written = (
-            sum(os.path.getsize(entry) for entry in os.scandir(temporary)) if os.path.isdir(temporary) else 0
-        )
-        raise CheckpointError(files.failure(folder, max(0, needed - written), error)) from error
+        there = files.tree_bytes(temporary)
+        raise CheckpointError(files.failure(folder, max(needed, there), error, there)) from error
 
 
 def _make(temporary: str, folder: str) -> None:
     for stale in files.leftovers(folder, "tmp"):
         shutil.rmtree(stale)
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    files.make_folder(os.path.dirname(folder))
     os.mkdir(temporary)
 
 
