@@ -8,6 +8,7 @@ import cases_corners
 import cases_data
 import cases_differences
 import cases_evaluation
+import cases_from_transformers
 import cases_inner
 import cases_models
 import cases_more
@@ -21,6 +22,7 @@ __all__ = [
     "cases_data",
     "cases_differences",
     "cases_evaluation",
+    "cases_from_transformers",
     "cases_inner",
     "cases_models",
     "cases_more",

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from drivetrain.checkpoint import read_run
+from drivetrain.checkpoint import read_run, written_by_transformers
 from drivetrain.data import Split, unit_of
 from drivetrain.errors import CheckpointError, ConfigurationError
 
@@ -92,7 +92,8 @@ def layout(run: Run, batch_size: int, checkpoint: str | None) -> Layout:
     """
     world, accumulation = run.processes.world_size, run.args.gradient_accumulation_steps
     asked = Layout(batch_size, Split(world), accumulation)
-    saved = saved_layout(read_run(checkpoint)["position"]) if checkpoint is not None else None
+    tells = checkpoint is not None and not written_by_transformers(checkpoint)
+    saved = saved_layout(read_run(checkpoint)["position"]) if checkpoint is not None and tells else None
     if saved is None or saved.split.world == world or saved.batch_size != batch_size:
         return asked
     parts = -(-saved.split.world // world)

@@ -8,17 +8,32 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.changes import what_changed
-from drivetrain.checkpoint import last_checkpoint, load_checkpoint, read_checked_weights, read_run, sweep
+from drivetrain.checkpoint import (
+    last_checkpoint,
+    load_checkpoint,
+    read_checked_weights,
+    read_run,
+    sweep,
+    written_by_transformers,
+)
 from drivetrain.checkpoint.rehearsal import rehearse_schedule
+from drivetrain.checkpoint.transformers_optimizer import group_names
 from drivetrain.elastic import micro_batches, saved_layout
 from drivetrain.errors import CheckpointError, did_you_mean
 from drivetrain.gathering import broadcast
 from drivetrain.listener_states import restore_callback_states, restore_plugin_states
 from drivetrain.loop import Position
 from drivetrain.resume_checks import check_changes
+from drivetrain.resuming_transformers import restore_from_transformers
 from drivetrain.saving import PREFIX, run_folder
-from drivetrain.slots import LRScheduler, TrainState
-from drivetrain.trust import check_loss, check_position, check_scheduler, checked_state, taken_from_checkpoint
+from drivetrain.slots import LRScheduler, OptimizerFactory, TrainState
+from drivetrain.trust import (
+    check_loss,
+    check_position,
+    check_scheduler,
+    checked_state,
+    taken_from_checkpoint,
+)
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -87,7 +102,7 @@ def last_of_launch(run: Run, folder: str) -> str | None:
     if run.is_main_process and run.processes.launch is not None:
         own = last_checkpoint(
             folder,
-            lambda found: read_run(found)["configuration"].get("launch") == run.processes.launch,
+            lambda found: _launch_of(found) == run.processes.launch,
         )
         logger.warning(
             "These processes were started anew (attempt %d): %s.",
@@ -96,6 +111,12 @@ def last_of_launch(run: Run, folder: str) -> str | None:
         )
     found = broadcast(own, run.processes)
     return str(found) if found is not None else None
+
+
+def _launch_of(checkpoint: str) -> Any:
+    return (
+        None if written_by_transformers(checkpoint) else read_run(checkpoint)["configuration"].get("launch")
+    )
 
 
 def none_to_resume(folder: str) -> CheckpointError:
@@ -131,6 +152,13 @@ def _checkpoints_in(folder: str) -> set[str]:
     return {os.path.normpath(os.path.join(folder, name)) for name in named}
 
 
+def note_groups(run: Run, checkpoint: str | None, optimizer: OptimizerFactory) -> list[list[str]] | None:
+    """The names of the optimizer's parameters, of the bare model, where the checkpoint knows them by number alone."""
+    if checkpoint is None or not written_by_transformers(checkpoint):
+        return None
+    return group_names(optimizer, run.model)
+
+
 def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     """Puts a run back to where its checkpoint was written.
 
@@ -141,6 +169,8 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         ConfigurationError: something has changed that would corrupt the run.
         CheckpointError: the checkpoint cannot be read, or does not fit.
     """
+    if written_by_transformers(folder):
+        return restore_from_transformers(trainer, run, folder)
     contents = load_checkpoint(folder, run.processes.rank, run.processes.world_size, model=run.model)
     assert contents.train_state is not None
     check_changes(run, contents, folder)

@@ -171,6 +171,9 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.batches: Any = None
         self.epoch_was_stopped = False
         self.last_saved: str | None = None
+        self.group_names: list[list[str]] | None = (
+            None  # to go on from a checkpoint that numbers its parameters
+        )
         self.others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
         self.writer: BackgroundWriter | None = None
         self.preemption: Preemption | None = None
@@ -311,6 +314,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 self.model = run.model
                 optimizer, scheduler = self._factories(session, length.max_steps)
                 self.per_evaluation = scheduler.per_evaluation
+                self.group_names = resuming.note_groups(run, checkpoint, optimizer)
                 session.prepare(optimizer, scheduler)
                 self._share(run)
                 self.losses = LossWindow(run.device, args.logging_nan_inf_filter)

@@ -16,6 +16,7 @@ from drivetrain.checkpoint.reader import load_checkpoint, read_run
 from drivetrain.checkpoint.rotation import checkpoints, last_checkpoint, rotate
 from drivetrain.checkpoint.serialize import pack, unpack
 from drivetrain.checkpoint.together import Exchange, alike, alone
+from drivetrain.checkpoint.transformers_files import written_by_transformers
 from drivetrain.checkpoint.weights import (
     load_weights,
     parse_size,
@@ -60,4 +61,5 @@ __all__ = [
     "validate",
     "write_model",
     "write_weights",
+    "written_by_transformers",
 ]

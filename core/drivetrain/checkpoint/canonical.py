@@ -41,12 +41,19 @@ def name_parameters(
     Raises:
         CheckpointError: the optimizer holds a parameter that has no name, or holds one twice.
     """
+    return names_of(optimizer.param_groups, named_parameters)
+
+
+def names_of(
+    param_groups: Iterable[Mapping[str, Any]], named_parameters: Iterable[tuple[str, torch.Tensor]]
+) -> list[list[str]]:
+    """The names of the parameters of each group; see `name_parameters`."""
     names: dict[int, str] = {}
     for name, parameter in named_parameters:
         names.setdefault(id(parameter), name)
     groups: list[list[str]] = []
     where: dict[str, int] = {}
-    for number, group in enumerate(optimizer.param_groups):
+    for number, group in enumerate(param_groups):
         groups.append([])
         for position, parameter in enumerate(group["params"]):
             found = names.get(id(parameter))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from drivetrain.checkpoint import files
 from drivetrain.checkpoint.manifest import validate
+from drivetrain.checkpoint.transformers_files import problem_of, written_by_transformers
 
 logger = logging.getLogger("drivetrain")
 
@@ -33,6 +34,8 @@ def checkpoints(output_dir: str) -> list[tuple[int, str]]:
 def last_checkpoint(output_dir: str, wanted: Callable[[str], bool] | None = None) -> str | None:
     """The valid checkpoint with the highest step, or None. A warning names each that is passed over, and why.
 
+    One that transformers wrote, which has no seal, counts as valid where it can be read.
+
     A checkpoint that a killed process left between the two renames of a replacement is put back first.
 
     Args:
@@ -41,7 +44,7 @@ def last_checkpoint(output_dir: str, wanted: Callable[[str], bool] | None = None
     """
     files.recover(output_dir)
     for _, folder in reversed(checkpoints(output_dir)):
-        reason = validate(folder)
+        reason = problem_of(folder) if written_by_transformers(folder) else validate(folder)
         if reason is not None:
             logger.warning("%s is passed over: %s.", folder, reason)
         elif wanted is None or wanted(folder):

@@ -416,7 +416,7 @@ def _tied_of(metadata: Mapping[str, str], path: str) -> dict[str, str]:
 
 
 def _unpickled(path: str) -> dict[str, torch.Tensor]:
-    _check_archive(path)
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -431,7 +431,7 @@ def _unpickled(path: str) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
-def _check_archive(path: str) -> None:
+def check_archive(path: str) -> None:
     """Refuses an archive that grows when it is read. torch writes its tensors as they are, each once."""
     if not zipfile.is_zipfile(path):
         return  # the form before torch 1.6
