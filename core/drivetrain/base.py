@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from drivetrain.arguments import TrainingArguments
     from drivetrain.background import BackgroundWriter
+    from drivetrain.disk_plan import DiskPlan
     from drivetrain.elastic import Layout
     from drivetrain.preemption import Preemption
     from drivetrain.session import Session
@@ -34,6 +35,8 @@ class TrainerBase:
         plugins: plugin objects that were handed in; `made_plugins`: those that were made, by `kind:name`.
         is_in_train, is_evaluating: what is under way.
         layout: how the rows of an update are laid out; None before a run.
+        disk: how many checkpoints there will be, against the free space; None where none are written.
+        resumed_from: the checkpoint that the run goes on from, if any.
         writer, snapshot: the thread that writes checkpoints, and the state that is being written.
         preemption: hears the signals that ask a run to leave; None before `train()`, and where nothing is saved.
     """
@@ -65,6 +68,8 @@ class TrainerBase:
     _made_scheduler: bool
     _past: Any = None
     layout: Layout | None = None
+    disk: DiskPlan | None = None
+    resumed_from: str | None = None
 
     @property
     def state(self) -> TrainerState:

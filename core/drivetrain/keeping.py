@@ -44,6 +44,8 @@ class Keeping(TrainerBase):
     def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:
         """Tells the listeners of the checkpoints that are whole."""
         for folder in folders:
+            if folder is not None and self.disk is not None:
+                self.disk.written(folder)
             for call in run.plan.events.on_save if folder is not None else ():
                 call(run, folder)
 

@@ -223,7 +223,16 @@ def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -
 
 
 def rotate_at_end(trainer: Trainer) -> None:
-    """Under `save_total_limit=1` the best alone is left, where a best one is kept track of."""
-    args, best = trainer.args, trainer.state.best_model_checkpoint
-    if args.should_save and best is not None and args.save_total_limit == 1:
-        rotate(run_folder(trainer), 1, best=best, latest=best)
+    """Under `save_total_limit=1` the best alone is left, where a best one is kept track of.
+
+    Else a run that was killed after a save and before its rotation may have left one too many.
+    """
+    args, best, folder = trainer.args, trainer.state.best_model_checkpoint, run_folder(trainer)
+    if not args.should_save:
+        return
+    if best is not None and args.save_total_limit == 1:
+        rotate(folder, 1, best=best, latest=best, fresh=False)
+        return
+    resumed = trainer.resumed_from if args.save_strategy != "no" else None
+    if resumed is not None and os.path.realpath(os.path.dirname(resumed)) == os.path.realpath(folder):
+        rotate(folder, args.save_total_limit, best=best)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from drivetrain import resuming, saving, settings
+from drivetrain import disk_plan, resuming, saving, settings
 from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
 from drivetrain.background import BackgroundWriter
@@ -208,7 +207,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             if is_documented_callback(active.plugin):
                 self.callback_handler.add_callback(active.plugin)
         if args.should_save:
-            os.makedirs(args.output_dir, exist_ok=True)
+            disk_plan.make_output_dir(args.output_dir)
         if args.push_to_hub:
             self.init_hf_repo()
         with culprits_named(self.run):
@@ -294,6 +293,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 resuming.clean_up(self)
                 checkpoint = resuming.find_checkpoint(self, resume)
                 resuming.note_others(self, checkpoint)
+                self.resumed_from = checkpoint
                 self.layout = layout(run, self._train_batch_size, checkpoint)
                 run.split, run.accumulation = self.layout.split, self.layout.accumulation
                 session.open(training=True)
@@ -315,6 +315,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 optimizer, scheduler = self._factories(session, length.max_steps)
                 self.per_evaluation = scheduler.per_evaluation
                 self.group_names = resuming.note_groups(run, checkpoint, optimizer)
+                self.disk = disk_plan.plan(self, optimizer, checkpoint)
                 session.prepare(optimizer, scheduler)
                 self._share(run)
                 self.losses = LossWindow(run.device, args.logging_nan_inf_filter)

@@ -1,0 +1,346 @@
+"""Kills training runs, over and over: at every call of a save in turn, and at random moments.
+
+`nox -s kills` is the long form; `python tests/durability/soak.py --kills 20` a short one, which the tests run.
+After each kill the run is started again, as a user would, and what it ends with is compared with a run that was
+never killed: weights, optimizer, scheduler, log, best model, random state, and every file of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(HERE))
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")])
+
+from durability import faults
+from durability.checking import PLACES, Whole, differences, fell, what_is_left
+from durability.forks import SETTINGS, Child, Place, warm_up
+
+PATIENCE = 120.0  # seconds for a run that takes a quarter of one
+
+
+@dataclass
+class Row:
+    """What became of the kills of one kind."""
+
+    kills: int = 0
+    fell: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
+    anew: int = 0
+    mismatches: int = 0
+
+
+@dataclass
+class Known:
+    """A form of the run, never killed: what it ends with, the calls that it makes, and the seconds it takes."""
+
+    whole: Whole
+    calls: list[faults.Call]
+    seconds: float
+
+
+class Soak:
+    """The kills, and what became of them.
+
+    Args:
+        root: a folder for all runs; those that went well are removed.
+        seed: of the random moments.
+    """
+
+    def __init__(self, root: str, seed: int) -> None:
+        self.root = root
+        self.draw = random.Random(seed)
+        self.rows: dict[str, Row] = {}
+        self.failures: list[str] = []
+        self._known: dict[str, Known] = {}
+        self._places = 0
+
+    def place(self, prepared: str | None = None) -> Place:
+        self._places += 1
+        return Place(self.root, f"{self._places:05d}", prepared)
+
+    def known(self, variant: str) -> Known:
+        if variant not in self._known:
+            place = self.place()
+            began = time.perf_counter()
+            child = Child(place, SETTINGS[variant])
+            assert child.wait(PATIENCE) and child.went_well, place.last_words()
+            seconds = time.perf_counter() - began
+            self._known[variant] = Known(Whole.of(place), place.control.calls(), seconds)
+            place.remove()
+        return self._known[variant]
+
+    def kills(self) -> int:
+        return sum(row.kills for row in self.rows.values())
+
+    # -- one kill ------------------------------------------------------------------------------------------
+
+    def at_call(
+        self,
+        kind: str,
+        variant: str,
+        mode: str,
+        number: int,
+        prepared: str | None = None,
+        resume: str | bool = True,
+    ) -> None:
+        """Kills a run at a numbered call, and lets another go on."""
+        place = self.place(prepared)
+        place.control.arm(place.work, mode, number)
+        child = Child(place, SETTINGS[variant], resume=resume)
+        what = f"{kind}: {variant}, {mode} call {number}"
+        if not child.wait(PATIENCE):
+            child.kill()
+            self.failures.append(f"{what}: it hangs\n{place.last_words()}")
+        elif not child.was_killed:
+            self.failures.append(f"{what}: it ended with {child.status}\n{place.last_words()}")
+        else:
+            call = place.control.calls()[-1]
+            self._after(kind, variant, place, f"{what} ({call.name} {os.path.basename(call.path)})")
+
+    def at_random(self, kind: str, variant: str, again: float = 0.3) -> None:
+        """Kills a run at a random moment; with a probability of `again` also the one that goes on, and so forth."""
+        seconds = self.known(variant).seconds
+        place = self.place()
+        notes = 0
+        while True:
+            child = Child(place, SETTINGS[variant])
+            delay = self.draw.uniform(0, seconds)
+            if child.wait(delay):  # it was faster; what it left is as good a start as any
+                if not child.went_well:
+                    self.failures.append(f"{kind}: {variant}: it ended with {child.status}\n{place.last_words()}")
+                    return
+                os.remove(place.result)
+                shutil.rmtree(place.work)
+                os.mkdir(place.work)
+                os.remove(place.notes)
+                notes = 0
+                continue
+            child.kill()
+            if self.draw.random() >= again:
+                break
+            self._count(kind, fell(place, notes))
+            if self._left(kind, place, f"{kind}: {variant}, twice")[1]:
+                return
+            notes = len(place.noted())
+        self._after(kind, variant, place, f"{kind}: {variant}, after {delay:.3f} s", notes)
+
+    def _count(self, kind: str, where: str) -> Row:
+        row = self.rows.setdefault(kind, Row())
+        row.kills += 1
+        row.fell[where] += 1
+        return row
+
+    def _left(self, kind: str, place: Place, what: str) -> tuple[int, list[str]]:
+        step, wrong = what_is_left(place)
+        if wrong:
+            self.rows[kind].mismatches += 1
+            self.failures.append(f"{what}: {'; '.join(wrong)}; see {place.folder}")
+        return step, wrong
+
+    def _after(self, kind: str, variant: str, place: Place, what: str, notes: int = 0) -> None:
+        """Looks at what a kill left, starts the run again, and compares what it ends with."""
+        row = self._count(kind, fell(place, notes))
+        step, wrong = self._left(kind, place, what)
+        if wrong:
+            return
+        before = len(place.noted())
+        place.control.arm(place.work)
+        child = Child(place, SETTINGS[variant])
+        if not child.wait(PATIENCE) or not child.went_well:
+            if child.status is None:
+                child.kill()
+            wrong = [f"the next start ended with {child.status}\n{place.last_words()}"]
+        else:
+            began = place.noted()[before]
+            wrong = differences(place, self.known(variant).whole)
+            if began != ("begin", step):
+                wrong.append(f"the last whole checkpoint was of step {step}, and the run went on with {began}")
+            row.resumed += step > 0
+            row.anew += step == 0
+        if wrong:
+            row.mismatches += 1
+            self.failures.append(f"{what}: {'; '.join(wrong)}; see {place.folder}")
+        else:
+            place.remove()
+
+    # -- the plans -----------------------------------------------------------------------------------------
+
+    def every_call(self, variant: str, numbers: Iterable[int]) -> None:
+        """At each of these calls: before it, and where it writes also with half of its bytes written."""
+        calls = {call.number: call for call in self.known(variant).calls}
+        kind = f"every call, {variant}"
+        for number in numbers:
+            self.at_call(kind, variant, "before", number)
+            if calls[number].name == "write":
+                self.at_call(kind, variant, "torn", number)
+            else:
+                self.at_call(kind, variant, "after", number)
+
+    def prepared(self, name: str, variant: str) -> str:
+        """The working folder of a run killed in a state that the next start has to put right."""
+        calls = self.known(variant).calls
+        hit = next(call.number for call in calls if LEFT[name](call))
+        place = self.place()
+        place.control.arm(place.work, "after", hit)
+        child = Child(place, SETTINGS[variant])
+        assert child.wait(PATIENCE) and child.was_killed, place.last_words()
+        return place.work
+
+    def replaced(self) -> str:
+        """The working folder of a run with all its checkpoints, to go on from an early one of them."""
+        place = self.place()
+        child = Child(place, {**SETTINGS["sync"], "save_total_limit": None})
+        assert child.wait(PATIENCE) and child.went_well, place.last_words()
+        return place.work
+
+    def start_calls(self, prepared: str, variant: str, resume: str | bool = True) -> list[faults.Call]:
+        """The calls of a start in a folder."""
+        place = self.place(prepared)
+        child = Child(place, SETTINGS[variant], resume=resume)
+        assert child.wait(PATIENCE) and child.went_well, place.last_words()
+        calls = place.control.calls()
+        place.remove()
+        return calls
+
+
+LEFT = {
+    "half-written": lambda call: call.name == "fsync" and ".checkpoint-6.tmp" in call.path,
+    "half-deleted": lambda call: call.name == "unlink" and ".del-" in call.path,
+}
+
+
+def saves(calls: list[faults.Call]) -> list[range]:
+    """The numbers of the calls of each save, its rotation among them, and of the run's end after the last."""
+    begins = [call.number for call in calls if call.name == "mkdir" and ".tmp-" in call.path]
+    firsts = [number for at, number in enumerate(begins) if at == 0 or _folder(calls, number) != _folder(calls, begins[at - 1])]
+    return [range(one, other) for one, other in zip(firsts, [*firsts[1:], calls[-1].number + 1], strict=True)]
+
+
+def _folder(calls: list[faults.Call], number: int) -> str:
+    return calls[number - 1].path
+
+
+def before_the_first_save(calls: list[faults.Call]) -> range:
+    return range(1, saves(calls)[0].start)
+
+
+def long_form(soak: Soak, scale: float) -> None:
+    """At least 300 kills at random moments, and every call of two saves, of a replacement and of a start."""
+    for variant in ("sync", "async"):
+        of = saves(soak.known(variant).calls)
+        # The first, with the folder made for it; one that rotates; the last, and the end of the run.
+        for numbers in (range(1, of[0].stop), of[3], of[-1]):
+            soak.every_call(variant, numbers)
+            print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
+    of = saves(soak.known("one kept").calls)
+    soak.every_call("one kept", of[-1])
+    starts(soak, 1)
+    for variant, count in (("sync", 120), ("async", 120), ("one kept", 40), ("one kept, async", 40)):
+        for _ in range(round(count * scale)):
+            soak.at_random(f"random, {variant}", variant)
+        print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
+
+
+def starts(soak: Soak, stride: int) -> None:
+    """Kills at the calls of a start that finds a half-written, half-deleted or half-replaced checkpoint."""
+    for name in LEFT:
+        work = soak.prepared(name, "sync")
+        for number in before_the_first_save(soak.start_calls(work, "sync"))[::stride]:
+            soak.at_call(f"start, {name}", "sync", "before", number, work)
+    work = soak.replaced()
+    first = saves(soak.start_calls(work, "sync", "out/checkpoint-2"))[0]
+    for number in first[::stride]:
+        soak.at_call("replacing", "sync", "before", number, work, "out/checkpoint-2")
+    place = soak.place(work)
+    calls = soak.start_calls(work, "sync", "out/checkpoint-2")
+    hit = next(call.number for call in calls if call.name == "rename" and ".old-" in call.second)
+    place.control.arm(place.work, "after", hit)
+    child = Child(place, SETTINGS["sync"], resume="out/checkpoint-2")
+    assert child.wait(PATIENCE) and child.was_killed, place.last_words()
+    for number in before_the_first_save(soak.start_calls(place.work, "sync", "out/checkpoint-2"))[::stride]:
+        soak.at_call("start, half-replaced", "sync", "before", number, place.work)
+
+
+def short_form(soak: Soak, kills: int) -> None:
+    """Some of everything."""
+    for variant in ("sync", "async"):
+        rotating = saves(soak.known(variant).calls)[3]
+        calls = rotating[:: max(1, len(rotating) * 6 // kills)]
+        for number in calls:
+            soak.at_call(f"every call, {variant}", variant, "before", number)
+    while soak.kills() < kills:
+        variant = ("sync", "async", "one kept", "one kept, async")[soak.kills() % 4]
+        soak.at_random(f"random, {variant}", variant)
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Markdown: a line a kind, and the sum."""
+    head = ["kills", "number", *(f"in: {word}" if word == PLACES[0] else word for word in PLACES)]
+    head += ["resumed", "begun anew", "mismatches"]
+    total = Row()
+    lines = []
+    for kind, row in [*rows.items(), ("all", total)]:
+        cells = [kind, row.kills, *(row.fell[word] for word in PLACES), row.resumed, row.anew, row.mismatches]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        if row is not total:
+            total.kills += row.kills
+            total.fell += row.fell
+            total.resumed += row.resumed
+            total.anew += row.anew
+            total.mismatches += row.mismatches
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, help="a short form with so many")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the long form: how many random kills, times this")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", help="where the runs live; by default in memory, since a kill loses nothing written")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    chosen = parser.parse_args()
+    if (reason := faults.lacking()) is not None:
+        print(f"Nothing is killed: {reason}.")
+        return 2
+    root = chosen.root or tempfile.mkdtemp(prefix="kills-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    os.makedirs(root, exist_ok=True)
+    if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
+        os.environ["LD_PRELOAD"] = faults.build(root)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--root", root])
+    began = time.perf_counter()
+    warm_up(root)
+    soak = Soak(root, chosen.seed)
+    if chosen.kills is not None:
+        short_form(soak, chosen.kills)
+    else:
+        long_form(soak, chosen.scale)
+    for failure in soak.failures:
+        print(failure + "\n")
+    if chosen.json:
+        print(json.dumps({kind: vars(row) for kind, row in soak.rows.items()}))
+    else:
+        print(table(soak.rows))
+        print(f"{time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
+    if not soak.failures:
+        shutil.rmtree(root)
+    return 1 if soak.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
