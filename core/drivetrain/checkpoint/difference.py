@@ -171,7 +171,7 @@ def _log(contents: CheckpointContents) -> dict[str, Any]:
     assert isinstance(state, dict)
     rows = state.get("log_history") or []
     cleaned = ({key: row[key] for key in row if not key.endswith(_OF_THE_CLOCK)} for row in rows)
-    return {f"row {number}": row for number, row in enumerate(cleaned, 1)}
+    return {f"row {n} (step {row.get('step')})": row for n, row in enumerate(cleaned, 1)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import typer
 from drivetrain.cli.console import clean_errors
 from drivetrain.cli.quick import Command, Group
 
-_CHECKPOINT = typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder.", show_default=False)
+# Unknown options are ours to read: every training argument is one.
+_OPEN = {"ignore_unknown_options": True}
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
@@ -64,3 +65,43 @@ def diff_command(
     from drivetrain.cli.checkpoints_shown import show_difference
 
     raise typer.Exit(show_difference(a, b, json))
+
+
+@checkpoints.command("verify-resume", cls=Command, context_settings=_OPEN)
+@clean_errors
+def verify_resume_command(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", help="The run's file.", show_default=False)],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="--ARGUMENT VALUE", help="What overrides it, as for train.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Updates of the run; an even number.")] = 20,
+    nproc: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Processes of each run.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Leave the runs there.", show_default=False)
+    ] = None,
+) -> None:
+    """Prove that a resume is exact: N steps in one go against N/2 and a resume. Ends with 1 where it is not."""
+    from drivetrain.cli.verify_resume import verify_resume
+
+    raise typer.Exit(verify_resume([config, *(words or [])], steps, nproc, keep))
+
+
+@checkpoints.command("verify-resume-part", cls=Command, context_settings=_OPEN, hidden=True)
+@clean_errors
+def verify_resume_part_command(
+    folder: str, steps: str, words: list[str], nproc: Annotated[str | None, typer.Option()] = None
+) -> None:
+    """One of the runs of verify-resume."""
+    if nproc is not None:
+        from drivetrain.cli.launch import Launch, launch
+
+        part = ["checkpoints", "verify-resume-part", folder, steps, *words]
+        raise typer.Exit(launch(part, Launch(nproc)))
+    from drivetrain.cli.verify_resume_part import run_part
+
+    run_part(folder, [int(step) for step in steps.split(",")], words)

@@ -73,14 +73,8 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         raise ConfigurationError(
             f"There is no folder {checkpoint}; --checkpoint names one that holds weights."
         )
-    named = build.find(config)
-    from drivetrain.seeding import set_seed
-
-    set_seed(args.seed)
-    data = build.sort_data(config, named.data())
-    check_data(config, job, data)
-    model = named.model()
-    trainer = make_trainer(config, model, args, data, trace_hooks)
+    made = assemble(config, args, job, trace_hooks=trace_hooks)
+    named, data, trainer = made.named, made.data, made.trainer
     if not report.is_quiet_process():
         title = {"train": "Training", "evaluate": "Evaluation", "predict": "Prediction"}[command]
         report.sections(f"{title}: {config.path}", report.plan_rows(config, trainer, plan, data.test))
@@ -90,6 +84,41 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         named.after(trainer)
     if not report.is_quiet_process():
         report.sections("Done", [*report.metric_rows(outcome.metrics), *outcome.rows])
+
+
+@dataclass(slots=True)
+class Assembled:
+    """What a config names, and the trainer made of it."""
+
+    named: build.Callables
+    data: build.Data
+    trainer: Any
+
+
+def assemble(
+    config: Config,
+    args: TrainingArguments,
+    job: Job,
+    *,
+    trace_hooks: bool = False,
+    plugins: Sequence[Any] = (),
+) -> Assembled:
+    """Builds the data, the model and the trainer of a config.
+
+    Raises:
+        ConfigurationError: what the config names is not there, or the job needs data that it does not give.
+    """
+    named = build.find(config)
+    from drivetrain.seeding import set_seed
+
+    set_seed(args.seed)
+    data = build.sort_data(config, named.data())
+    check_data(config, job, data)
+    model = named.model()
+    from drivetrain.trainer import Trainer
+
+    trainer = Trainer(model=model, args=args, trace_hooks=trace_hooks, plugins=plugins, **data.parameters)
+    return Assembled(named, data, trainer)
 
 
 def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
@@ -255,13 +284,6 @@ def trained_folder(args: TrainingArguments) -> Path:
             f"There are no weights in {folder}: train first, or name a folder that has them by --checkpoint."
         )
     return Path(found)
-
-
-def make_trainer(config: Config, model: Any, args: TrainingArguments, data: build.Data, traced: bool) -> Any:
-    """The trainer of the config."""
-    from drivetrain.trainer import Trainer
-
-    return Trainer(model=model, args=args, trace_hooks=traced, **data.parameters)
 
 
 def carry_out(job: Job, trainer: Any, data: build.Data, checkpoint: Path | None) -> Outcome:

@@ -138,7 +138,7 @@ def launch(words: Sequence[str], how: Launch) -> int:
     )
     try:
         with told.silenced():
-            elastic_launch(config, sys.executable)(*_python(), "-m", "drivetrain", *words)
+            elastic_launch(config, sys.executable)(*python_options(), "-m", "drivetrain", *words)
     except ChildFailedError as error:
         return _failure(error.failures, restarts, Path(logs))
     except SignalException as error:
@@ -217,7 +217,7 @@ def _ended(code: int) -> str:
     return f"was ended by {name}{' (by hand, or for want of memory)' if name == 'SIGKILL' else ''}"
 
 
-def _python() -> list[str]:
+def python_options() -> list[str]:
     """The folder that `python -m` puts first on the path is there only where it is for this process too."""
     return [] if "" in sys.path or os.getcwd() in sys.path else ["-P"]
 
