@@ -55,6 +55,10 @@ def _digest(path: Path) -> str:
             for row in state["log_history"]
         ]
         raw = json.dumps(state, sort_keys=True).encode()
+    if path.name == "run.json":
+        found = json.loads(raw)
+        found.pop("configuration")  # names the launch
+        raw = json.dumps(found, sort_keys=True).encode()
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
@@ -66,7 +70,9 @@ def fell(place: Place, since: int = 0) -> str:
         since: notes of earlier runs in this place.
     """
     hidden = {
-        match[1] for name in _listed(place.out) if (match := re.fullmatch(r"\..+\.(tmp|old|del)-[0-9a-f]+", name))
+        match[1]
+        for name in _listed(place.out)
+        if (match := re.fullmatch(r"\..+\.(tmp|old|del)-[0-9a-f]+", name))
     }
     notes = place.noted()[since:]
     if not notes:
@@ -93,7 +99,9 @@ def what_is_left(place: Place) -> tuple[int, list[str]]:
             whole.append(step)
         else:
             wrong.append(f"half of {os.path.basename(folder)} is left: {reason}")
-    aside = [int(match[1]) for name in _listed(place.out) if (match := re.match(r"\.checkpoint-(\d+)\.old-", name))]
+    aside = [
+        int(match[1]) for name in _listed(place.out) if (match := re.match(r"\.checkpoint-(\d+)\.old-", name))
+    ]
     notes = place.noted()
     told = max((step for word, step in notes if word == "saved"), default=0)
     ended = any(word in ("best", "end") for word, _ in notes)  # then the best may be the only one that stays
@@ -110,7 +118,9 @@ def differences(place: Place, whole: Whole) -> list[str]:
         wrong.append(f"{name} is {'missing' if name in whole.files else 'too many'}")
     for name in whole.files.keys() & found.keys():
         files, others = whole.files[name], found[name]
-        wrong += [f"{name}/{path}" for path in files.keys() | others.keys() if files.get(path) != others.get(path)]
+        wrong += [
+            f"{name}/{path}" for path in files.keys() | others.keys() if files.get(path) != others.get(path)
+        ]
     return wrong
 
 

@@ -1,7 +1,7 @@
 """Lets the calls of a save fail, each in turn, and looks at what is left. Run by test_failing.py under the shim.
 
-    failing.py ROOT checkpoint STRIDE     a save with a rotation, and one that replaces: every call, every error
-    failing.py ROOT run STRIDE            a training run whose calls fail, with on_save_error="warn"
+failing.py ROOT checkpoint STRIDE     a save with a rotation, and one that replaces: every call, every error
+failing.py ROOT run STRIDE            a training run whose calls fail, with on_save_error="warn"
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def save(output: str, step: int, mark: float) -> None:
         {"weight": {"exp_avg": torch.full((2000,), mark), "step": torch.tensor(float(step))}},
         [{"lr": 0.1, "params": ["weight", "other"]}],
     )
-    contents = CheckpointContents(state, {"last_epoch": step}, trainer_state={"global_step": step}, extra={"mark": mark})
+    contents = CheckpointContents(
+        state, {"last_epoch": step}, trainer_state={"global_step": step}, extra={"mark": mark}
+    )
     save_checkpoint(os.path.join(output, f"checkpoint-{step}"), contents)
 
 
@@ -75,7 +77,9 @@ def mark_of(output: str, step: int) -> float | None:
     return mark
 
 
-def check(output: str, action: Callable[[str], None], refused: BaseException | None, warned: list[str]) -> None:
+def check(
+    output: str, action: Callable[[str], None], refused: BaseException | None, warned: list[str]
+) -> None:
     hidden = [name for name in os.listdir(output) if name.startswith(".")]
     found = {step: mark_of(output, step) for step, _ in checkpoints(output)}
     assert found[1] == 1.0, "the best is gone"
@@ -84,7 +88,8 @@ def check(output: str, action: Callable[[str], None], refused: BaseException | N
         step = 3 if action is new_and_rotate else 2
         text = str(refused)
         assert text.startswith(f"Checkpoint checkpoint-{step} was not written"), text
-        assert "\n" not in text and "Errno" not in text, text
+        assert "\n" not in text, text
+        assert "Errno" not in text, text
         assert found == {1: 1.0, 2: 2.0}, f"{text} left {found}"
         assert not hidden, f"{text} left {hidden}"
     elif action is new_and_rotate:

@@ -100,6 +100,7 @@ def build(folder: str) -> str:
     """Compiles the shim into a folder; its path."""
     path = os.path.join(folder, "faults.so")
     subprocess.run(
-        ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path, str(SOURCE), "-ldl"], check=True
+        ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path, str(SOURCE), "-ldl"],
+        check=True,
     )
     return path

@@ -18,13 +18,8 @@ from typing import Any
 
 from durability.faults import Control
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "sync": {},
-    "async": {"save_async": True},
-    "one kept": {"save_total_limit": 1, "save_steps": 1, "eval_steps": 1},
-    "one kept, async": {"save_total_limit": 1, "save_steps": 1, "eval_steps": 1, "save_async": True},
-}
-"""The forms of the run that is killed, beside the settings that all have (training.py)."""
+PATIENCE = 120.0
+"""Seconds for a run that takes a quarter of one."""
 
 
 class Place:
@@ -108,11 +103,28 @@ class Child:
 
     @property
     def was_killed(self) -> bool:
-        return self.status is not None and os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) == signal.SIGKILL
+        return (
+            self.status is not None
+            and os.WIFSIGNALED(self.status)
+            and os.WTERMSIG(self.status) == signal.SIGKILL
+        )
 
     @property
     def went_well(self) -> bool:
         return self.status == 0
+
+    def ends(self) -> bool:
+        """Waits for the end; one that does not come is made, and False."""
+        if self.wait(PATIENCE):
+            return True
+        self.kill()
+        return False
+
+    def ends_well(self) -> bool:
+        return self.ends() and self.went_well
+
+    def is_killed_soon(self) -> bool:
+        return self.ends() and self.was_killed
 
 
 def in_child(place: Place, action: Callable[[], None], environment: Mapping[str, str] | None) -> None:

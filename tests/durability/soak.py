@@ -1,6 +1,6 @@
 """Kills training runs, over and over: at every call of a save in turn, and at random moments.
 
-`nox -s kills` is the long form; `python tests/durability/soak.py --kills 20` a short one, which the tests run.
+`nox -s kills` is the long form; `python -m durability --kills 20`, in tests/, a short one, which the tests run.
 After each kill the run is started again, as a user would, and what it ends with is compared with a run that was
 never killed: weights, optimizer, scheduler, log, best model, random state, and every file of every checkpoint.
 """
@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(HERE))
-    os.environ["PYTHONPATH"] = os.pathsep.join([os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")])
-
 from durability import faults
 from durability.checking import PLACES, Whole, differences, fell, what_is_left
-from durability.forks import SETTINGS, Child, Place, warm_up
+from durability.forks import Child, Place, warm_up
+from durability.ranks import Fresh, Group, under_torchrun
 
-PATIENCE = 120.0  # seconds for a run that takes a quarter of one
+_ONE: dict[str, Any] = {"save_total_limit": 1, "save_steps": 1, "eval_steps": 1}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sync": {},
+    "async": {"save_async": True},
+    "one kept": _ONE,
+    "one kept, async": {**_ONE, "save_async": True},
+    "2 ranks": {},
+    "2 ranks, async": {"save_async": True},
+    "2 ranks, sharded": {"fsdp": "full_shard", "fsdp_config": {"state_dict_type": "sharded_state_dict"}},
+    "fresh": {},
+    "fresh, async": {"save_async": True},
+}
+"""The forms of the run that is killed, beside the settings that all have (training.py)."""
 
 
 @dataclass
@@ -73,12 +79,18 @@ class Soak:
         self._places += 1
         return Place(self.root, f"{self._places:05d}", prepared)
 
+    def start(self, place: Place, variant: str) -> Child | Group | Fresh:
+        if "ranks" in variant:
+            return Group(place, SETTINGS[variant], self.draw)
+        return Fresh(place, SETTINGS[variant]) if "fresh" in variant else Child(place, SETTINGS[variant])
+
     def known(self, variant: str) -> Known:
         if variant not in self._known:
             place = self.place()
             began = time.perf_counter()
-            child = Child(place, SETTINGS[variant])
-            assert child.wait(PATIENCE) and child.went_well, place.last_words()
+            child = self.start(place, variant)
+            began = time.perf_counter() if isinstance(child, Fresh) else began
+            assert child.ends_well(), place.last_words()
             seconds = time.perf_counter() - began
             self._known[variant] = Known(Whole.of(place), place.control.calls(), seconds)
             place.remove()
@@ -103,8 +115,7 @@ class Soak:
         place.control.arm(place.work, mode, number)
         child = Child(place, SETTINGS[variant], resume=resume)
         what = f"{kind}: {variant}, {mode} call {number}"
-        if not child.wait(PATIENCE):
-            child.kill()
+        if not child.ends():
             self.failures.append(f"{what}: it hangs\n{place.last_words()}")
         elif not child.was_killed:
             self.failures.append(f"{what}: it ended with {child.status}\n{place.last_words()}")
@@ -112,32 +123,39 @@ class Soak:
             call = place.control.calls()[-1]
             self._after(kind, variant, place, f"{what} ({call.name} {os.path.basename(call.path)})")
 
-    def at_random(self, kind: str, variant: str, again: float = 0.3) -> None:
+    def at_random(self, variant: str, again: float = 0.3) -> None:
         """Kills a run at a random moment; with a probability of `again` also the one that goes on, and so forth."""
+        kind = f"random, {variant}"
         seconds = self.known(variant).seconds
         place = self.place()
         notes = 0
         while True:
-            child = Child(place, SETTINGS[variant])
+            child = self.start(place, variant)
             delay = self.draw.uniform(0, seconds)
-            if child.wait(delay):  # it was faster; what it left is as good a start as any
-                if not child.went_well:
-                    self.failures.append(f"{kind}: {variant}: it ended with {child.status}\n{place.last_words()}")
-                    return
-                os.remove(place.result)
-                shutil.rmtree(place.work)
-                os.mkdir(place.work)
-                os.remove(place.notes)
-                notes = 0
-                continue
+            if child.wait(delay):  # it was faster
+                place.remove()
+                return self.at_random(variant, again)
             child.kill()
             if self.draw.random() >= again:
                 break
             self._count(kind, fell(place, notes))
-            if self._left(kind, place, f"{kind}: {variant}, twice")[1]:
-                return
+            if self._left(kind, place, f"{kind}, twice")[1]:
+                return None
             notes = len(place.noted())
-        self._after(kind, variant, place, f"{kind}: {variant}, after {delay:.3f} s", notes)
+        self._after(kind, variant, place, f"{kind}, after {delay:.3f} s", notes)
+        return None
+
+    def under_torchrun(self, variant: str, kills: int) -> None:
+        """Lets torchrun start the workers again, as often as they are killed."""
+        place = self.place()
+        row = self.rows.setdefault(f"torchrun, {variant}", Row())
+        done = under_torchrun(place, SETTINGS[variant], kills, self.draw, 4 * self.known(variant).seconds)
+        row.kills += done
+        row.resumed += sum(word == "begin" and step > 0 for word, step in place.noted())
+        row.anew += sum(word == "begin" and step == 0 for word, step in place.noted()[1:])
+        if wrong := differences(place, self.known(variant).whole):
+            row.mismatches += 1
+            self.failures.append(f"torchrun, {variant}: {'; '.join(wrong)}; see {place.folder}")
 
     def _count(self, kind: str, where: str) -> Row:
         row = self.rows.setdefault(kind, Row())
@@ -160,16 +178,16 @@ class Soak:
             return
         before = len(place.noted())
         place.control.arm(place.work)
-        child = Child(place, SETTINGS[variant])
-        if not child.wait(PATIENCE) or not child.went_well:
-            if child.status is None:
-                child.kill()
+        child = self.start(place, variant)
+        if not child.ends_well():
             wrong = [f"the next start ended with {child.status}\n{place.last_words()}"]
         else:
             began = place.noted()[before]
             wrong = differences(place, self.known(variant).whole)
             if began != ("begin", step):
-                wrong.append(f"the last whole checkpoint was of step {step}, and the run went on with {began}")
+                wrong.append(
+                    f"the last whole checkpoint was of step {step}, and the run went on with {began}"
+                )
             row.resumed += step > 0
             row.anew += step == 0
         if wrong:
@@ -198,21 +216,21 @@ class Soak:
         place = self.place()
         place.control.arm(place.work, "after", hit)
         child = Child(place, SETTINGS[variant])
-        assert child.wait(PATIENCE) and child.was_killed, place.last_words()
+        assert child.is_killed_soon(), place.last_words()
         return place.work
 
     def replaced(self) -> str:
         """The working folder of a run with all its checkpoints, to go on from an early one of them."""
         place = self.place()
         child = Child(place, {**SETTINGS["sync"], "save_total_limit": None})
-        assert child.wait(PATIENCE) and child.went_well, place.last_words()
+        assert child.ends_well(), place.last_words()
         return place.work
 
     def start_calls(self, prepared: str, variant: str, resume: str | bool = True) -> list[faults.Call]:
         """The calls of a start in a folder."""
         place = self.place(prepared)
         child = Child(place, SETTINGS[variant], resume=resume)
-        assert child.wait(PATIENCE) and child.went_well, place.last_words()
+        assert child.ends_well(), place.last_words()
         calls = place.control.calls()
         place.remove()
         return calls
@@ -227,7 +245,11 @@ LEFT = {
 def saves(calls: list[faults.Call]) -> list[range]:
     """The numbers of the calls of each save, its rotation among them, and of the run's end after the last."""
     begins = [call.number for call in calls if call.name == "mkdir" and ".tmp-" in call.path]
-    firsts = [number for at, number in enumerate(begins) if at == 0 or _folder(calls, number) != _folder(calls, begins[at - 1])]
+    firsts = [
+        number
+        for at, number in enumerate(begins)
+        if at == 0 or _folder(calls, number) != _folder(calls, begins[at - 1])
+    ]
     return [range(one, other) for one, other in zip(firsts, [*firsts[1:], calls[-1].number + 1], strict=True)]
 
 
@@ -239,21 +261,42 @@ def before_the_first_save(calls: list[faults.Call]) -> range:
     return range(1, saves(calls)[0].start)
 
 
+# How often each form is killed at random moments in the long form.
+RANDOM = {
+    "sync": 120,
+    "async": 120,
+    "one kept": 40,
+    "one kept, async": 40,
+    "2 ranks": 20,
+    "2 ranks, async": 20,
+    "2 ranks, sharded": 20,
+    "fresh": 10,
+    "fresh, async": 10,
+}
+
+
 def long_form(soak: Soak, scale: float) -> None:
-    """At least 300 kills at random moments, and every call of two saves, of a replacement and of a start."""
+    """More than 300 kills at random moments, and every call of some saves, of a replacement and of a start."""
+
+    def told() -> None:
+        print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
+
+    for variant, count in RANDOM.items():
+        for _ in range(round(count * scale)):
+            soak.at_random(variant)
+        told()
+    for variant in ("2 ranks", "2 ranks, async", "2 ranks, sharded"):
+        soak.under_torchrun(variant, 4)
+    told()
+    starts(soak, 1)
+    told()
+    soak.every_call("one kept", saves(soak.known("one kept").calls)[-1])
     for variant in ("sync", "async"):
         of = saves(soak.known(variant).calls)
         # The first, with the folder made for it; one that rotates; the last, and the end of the run.
         for numbers in (range(1, of[0].stop), of[3], of[-1]):
             soak.every_call(variant, numbers)
-            print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
-    of = saves(soak.known("one kept").calls)
-    soak.every_call("one kept", of[-1])
-    starts(soak, 1)
-    for variant, count in (("sync", 120), ("async", 120), ("one kept", 40), ("one kept, async", 40)):
-        for _ in range(round(count * scale)):
-            soak.at_random(f"random, {variant}", variant)
-        print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
+            told()
 
 
 def starts(soak: Soak, stride: int) -> None:
@@ -271,7 +314,7 @@ def starts(soak: Soak, stride: int) -> None:
     hit = next(call.number for call in calls if call.name == "rename" and ".old-" in call.second)
     place.control.arm(place.work, "after", hit)
     child = Child(place, SETTINGS["sync"], resume="out/checkpoint-2")
-    assert child.wait(PATIENCE) and child.was_killed, place.last_words()
+    assert child.is_killed_soon(), place.last_words()
     for number in before_the_first_save(soak.start_calls(place.work, "sync", "out/checkpoint-2"))[::stride]:
         soak.at_call("start, half-replaced", "sync", "before", number, place.work)
 
@@ -285,7 +328,7 @@ def short_form(soak: Soak, kills: int) -> None:
             soak.at_call(f"every call, {variant}", variant, "before", number)
     while soak.kills() < kills:
         variant = ("sync", "async", "one kept", "one kept, async")[soak.kills() % 4]
-        soak.at_random(f"random, {variant}", variant)
+        soak.at_random(variant)
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -309,23 +352,16 @@ def table(rows: dict[str, Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, help="a short form with so many")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the long form: how many random kills, times this")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of the long form: how many random kills, times this"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", help="where the runs live; by default in memory, since a kill loses nothing written")
+    parser.add_argument("--root", required=True, help="where the runs live")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     chosen = parser.parse_args()
-    if (reason := faults.lacking()) is not None:
-        print(f"Nothing is killed: {reason}.")
-        return 2
-    root = chosen.root or tempfile.mkdtemp(prefix="kills-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    os.makedirs(root, exist_ok=True)
-    if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
-        os.environ["LD_PRELOAD"] = faults.build(root)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--root", root])
     began = time.perf_counter()
-    warm_up(root)
-    soak = Soak(root, chosen.seed)
+    warm_up(chosen.root)
+    soak = Soak(chosen.root, chosen.seed)
     if chosen.kills is not None:
         short_form(soak, chosen.kills)
     else:
@@ -338,9 +374,5 @@ def main() -> int:
         print(table(soak.rows))
         print(f"{time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
     if not soak.failures:
-        shutil.rmtree(root)
+        shutil.rmtree(chosen.root)
     return 1 if soak.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,14 +22,25 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(faults.lacking() is not None, reason=str(faults.lacking()))
 
 
-def trained(root: Path, shim: str | None, settings: dict[str, Any], resume: Any = True, around: tuple[str, ...] = ()) -> list[Call]:
+def trained(
+    root: Path, shim: str | None, settings: dict[str, Any], resume: Any = True, around: tuple[str, ...] = ()
+) -> list[Call]:
     """A run in a process of its own, in `root/work`; the calls that it made there."""
     work = root / "work"
     work.mkdir(exist_ok=True)
     control = Control(str(root / "control"))
     control.arm(str(work))
-    given = {"notes": str(root / "notes"), "result": str(root / "result"), "settings": settings, "resume": resume}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    given = {
+        "notes": str(root / "notes"),
+        "result": str(root / "result"),
+        "settings": settings,
+        "resume": resume,
+    }
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [*around, sys.executable, str(HERE / "training.py"), json.dumps(given)]
     if shim is not None:
         environment |= {"LD_PRELOAD": shim, "FAULTS_CONTROL": control.path}
@@ -55,7 +66,9 @@ def calls(tmp_path_factory: pytest.TempPathFactory, shim: str) -> list[Call]:
 
 def test_nothing_has_a_name_that_is_not_on_the_disk(calls: list[Call]) -> None:
     assert not unsafe(calls)
-    names = [os.path.basename(call.second) for call in calls if call.name == "rename" and ".del" not in call.second]
+    names = [
+        os.path.basename(call.second) for call in calls if call.name == "rename" and ".del" not in call.second
+    ]
     assert [name for name in names if name.startswith("checkpoint-")] == [
         *(f"checkpoint-{step}" for step in (2, 4, 6, 8, 8))
     ]
@@ -72,7 +85,9 @@ def test_a_missing_sync_is_noticed(calls: list[Call]) -> None:
 
 def test_a_sync_before_the_last_write_does_not_count(calls: list[Call]) -> None:
     written = next(call for call in calls if call.name == "write")
-    synced = next(place for place, call in enumerate(calls) if call.name == "fsync" and call.path == written.path)
+    synced = next(
+        place for place, call in enumerate(calls) if call.name == "fsync" and call.path == written.path
+    )
     late = dataclasses.replace(written)
     assert unsafe([*calls[: synced + 1], late, *calls[synced + 1 :]])
 
@@ -85,10 +100,24 @@ def test_the_shim_misses_no_system_call(tmp_path: Path, shim: str) -> None:
     names = "open,openat,creat,write,writev,pwrite64,pwritev,fsync,fdatasync,sync_file_range,rename,renameat,renameat2,"
     names += "mkdir,mkdirat,unlink,unlinkat,rmdir,ftruncate,truncate,link,linkat,symlink,symlinkat,sendfile,"
     names += "copy_file_range,fallocate,splice,mknodat"
-    around = ("strace", "-f", "-y", "-s", "0", "-o", str(trace), "-e", f"trace={names}", "-E", f"LD_PRELOAD={shim}")
+    around = (
+        "strace",
+        "-f",
+        "-y",
+        "-s",
+        "0",
+        "-o",
+        str(trace),
+        "-e",
+        f"trace={names}",
+        "-E",
+        f"LD_PRELOAD={shim}",
+    )
     around += ("-E", f"FAULTS_CONTROL={tmp_path / 'control'}")
     calls = trained(tmp_path, None, settings, around=around)
-    seen = [found for line in trace.read_text().splitlines() if (found := traced(line, str(tmp_path / "work")))]
+    seen = [
+        found for line in trace.read_text().splitlines() if (found := traced(line, str(tmp_path / "work")))
+    ]
     ours = [(call.name, os.path.basename(call.path)) for call in calls if call.name not in ("close", "open")]
     assert [entry for entry in seen if entry[0] != "open"] == ours
 
@@ -115,4 +144,6 @@ def traced(line: str, folder: str) -> tuple[str, str] | None:
         name = "create" if re.search(r"O_CREAT|O_WRONLY|O_RDWR", rest) else "open"
     if name == "unlink" and "AT_REMOVEDIR" in rest:
         name = "rmdir"
-    return {"pwrite": "write", "writev": "write", "fdatasync": "fsync", "ftruncate": "truncate"}.get(name, name), os.path.basename(place)
+    return {"pwrite": "write", "writev": "write", "fdatasync": "fsync", "ftruncate": "truncate"}.get(
+        name, name
+    ), os.path.basename(place)

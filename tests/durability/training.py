@@ -47,6 +47,10 @@ class Notes(TrainerCallback):
     """Writes what a run has come to into a file, a line each, which a SIGKILL cannot take back."""
 
     def __init__(self, path: str) -> None:
+        rank = os.environ.get("RANK", "0")
+        with open(f"{path}.{rank}.pid", "w") as file:
+            file.write(str(os.getpid()))
+        path = path if rank == "0" else f"{path}.{rank}"
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def note(self, word: str, step: int) -> None:
@@ -125,7 +129,10 @@ def run(notes: str, result: str, settings: Mapping[str, Any], resume: str | bool
 
 def outcome(trained: Trainer) -> dict[str, Any]:
     """What a run ended with, in a form that two runs can be compared by: tensors as digests of their bytes."""
-    assert trained.optimizer is not None and trained.lr_scheduler is not None
+    if trained.args.world_size > 1:  # weights and optimizer may be spread; the checkpoints have them whole
+        return {"log": history(trained), "best": trained.state.best_metric, "step": trained.state.global_step}
+    assert trained.optimizer is not None
+    assert trained.lr_scheduler is not None
     return {
         "weights": digested(trained.model.state_dict()),
         "optimizer": digested(trained.optimizer.state_dict()),
