@@ -168,7 +168,7 @@ class Preemption:
             # Somebody has cleared the flag, or it failed and was a warning: the run ends here, so it must be.
             saving.save(trainer, run, None)
             if trainer.writer is not None:
-                trainer.writer.wait()
+                saving.end_write(run, trainer.writer)
                 trainer.writer.finished()
             trainer._tell_saved(run, [folder])
         run.processes.barrier()
