@@ -169,7 +169,7 @@ class Preemption:
             saving.save(trainer, run, None)
             if trainer.writer is not None:
                 saving.end_write(run, trainer.writer)
-                trainer.writer.finished()
+                trainer.writer.take_saved()
             trainer._tell_saved(run, [folder])
         run.processes.barrier()
         if _command is not None:
