@@ -170,9 +170,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.batches: Any = None
         self.epoch_was_stopped = False
         self.last_saved: str | None = None
-        self.group_names: list[list[str]] | None = (
-            None  # to go on from a checkpoint that numbers its parameters
-        )
+        self.group_names: list[list[str]] | None = None  # where a checkpoint has numbers in their place
         self.others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
         self.writer: BackgroundWriter | None = None
         self.preemption: Preemption | None = None

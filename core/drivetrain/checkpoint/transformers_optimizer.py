@@ -61,7 +61,7 @@ def by_name(saved: Any, names: list[list[str]], weights: Mapping[str, Any], path
         for group, of_group in zip(groups, names, strict=True)
         for number, name in zip(group["params"], of_group, strict=True)
     }
-    if len(by_number) != sum(own) or not all(type(number) is int for number in by_number):
+    if len(by_number) != sum(own):
         raise _no_state(path)
     named: dict[str, dict[str, Any]] = {}
     for number, entry in state.items():
@@ -85,6 +85,8 @@ def _parts(saved: Any, path: str) -> tuple[dict[Any, Any], list[dict[str, Any]],
         raise _no_state(path)
     for group in groups:
         if not isinstance(group, dict) or not _are_keys(group) or not isinstance(group.get("params"), list):
+            raise _no_state(path)
+        if not all(type(number) is int for number in group["params"]):
             raise _no_state(path)
     return state, groups, {key: value for key, value in saved.items() if key not in ("state", "param_groups")}
 
