@@ -173,12 +173,15 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         return restore_from_transformers(trainer, run, folder)
     contents = load_checkpoint(folder, run.processes.rank, run.processes.world_size, model=run.model)
     assert contents.train_state is not None
-    check_changes(run, contents, folder)
-    changed = what_changed(run, contents)
     assert isinstance(contents.trainer_state, dict)
     saved = checked_state(contents.trainer_state, folder)
     where = check_position(contents.position)
     loss = check_loss(contents.loss)
+    if contents.scheduler is not None and run.lr_scheduler is not None:
+        check_scheduler(run.lr_scheduler, contents.scheduler)
+    with taken_from_checkpoint("The arguments or the schedule"):
+        check_changes(run, contents, folder)
+        changed = what_changed(run, contents)
     with taken_from_checkpoint("The weights or the optimizer's state"):
         run.strategy.state_in(contents.train_state)
     if contents.scheduler is not None and run.lr_scheduler is not None:
@@ -208,7 +211,6 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
 
 
 def _restore_scheduler(trainer: Trainer, scheduler: LRScheduler, saved: dict[str, Any], step: int) -> None:
-    check_scheduler(scheduler, saved)
     if step < trainer.run.state.max_steps:  # one that is done has no step left
         rehearse_schedule(scheduler, saved, trainer.per_evaluation)
     with taken_from_checkpoint("The scheduler's state"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from drivetrain.checkpoint.rehearsal import before_loading, rehearse_update
+from drivetrain.checkpoint.rehearsal import Before, rehearse_update
 from drivetrain.checkpoint.tensors import reason_of
 from drivetrain.errors import CheckpointError
 from drivetrain.slots import TrainState
@@ -164,7 +164,7 @@ def optimizer_state_in(
             "checkpoint."
         )
     state.update(strangers)
-    before = before_loading(optimizer)
+    before = Before.of(optimizer)
     try:
         optimizer.load_state_dict({**extra, "state": state, "param_groups": groups})
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

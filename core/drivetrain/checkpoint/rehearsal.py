@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,20 +21,29 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _LARGE = 2**31
 
 
-def before_loading(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
-    """What an optimizer keeps of its parameters before it is given a checkpoint's state, for `rehearse_update`."""
-    return {parameter: dict(entry) for parameter, entry in optimizer.state.items()}
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What an optimizer was before it was given a checkpoint's state: the state of each parameter, and the groups."""
+
+    state: dict[Any, Any]
+    groups: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> Before:
+        """As it is now."""
+        state = {parameter: dict(entry) for parameter, entry in optimizer.state.items()}
+        return cls(state, [dict(group) for group in optimizer.param_groups])
 
 
-def rehearse_update(optimizer: torch.optim.Optimizer, before: dict[Any, Any]) -> None:
+def rehearse_update(optimizer: torch.optim.Optimizer, before: Before) -> None:
     """Tries an update with the state that an optimizer has been given.
 
     Only optimizers whose step concerns nobody else are tried: torch's own, and those that say so by
-    `steps_alone = True`. One that cannot make this step with its own state either is left alone.
+    `steps_alone = True`. One that could not make this step before either is left alone.
 
     Args:
         optimizer: as it is now; it is not changed.
-        before: what it kept before.
+        before: what it was.
 
     Raises:
         CheckpointError: the update fails.
@@ -52,12 +62,13 @@ def rehearse_update(optimizer: torch.optim.Optimizer, before: dict[Any, Any]) ->
             try:
                 _step(optimizer, group, parameter, state)
             except Exception as error:
-                if not _works(lambda p=parameter, g=group: _step(optimizer, g, p, before.get(p, {}))):
-                    continue
-                raise CheckpointError(
-                    f"{kind.__name__} cannot go on with the optimizer state of the checkpoint "
-                    f"({type(error).__name__}: {reason_of(error)}); resume from an earlier checkpoint."
-                ) from error
+                if _works(
+                    _step, optimizer, before.groups[number], parameter, before.state.get(parameter, {})
+                ):
+                    raise CheckpointError(
+                        f"{kind.__name__} cannot go on with the optimizer state of the checkpoint "
+                        f"({type(error).__name__}: {reason_of(error)}); resume from an earlier checkpoint."
+                    ) from error
 
 
 def _signature(value: Any, parameter: torch.Tensor) -> Any:
@@ -91,9 +102,9 @@ def _clone(value: Any) -> Any:
     return copy.deepcopy(value) if not isinstance(value, torch.Tensor) else value.detach().clone()
 
 
-def _works(tried: Callable[[], Any]) -> bool:
+def _works(tried: Callable[..., Any], *args: Any) -> bool:
     try:
-        tried()
+        tried(*args)
     except Exception:
         return False
     return True
@@ -120,7 +131,7 @@ def rehearse_schedule(scheduler: Any, saved: dict[str, Any], metric: bool) -> No
         if len(rates) != len(scheduler.optimizer.param_groups):
             raise ValueError(f"it has {len(rates)} learning rates")
 
-    if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler) or not _works(lambda: goes_on(None)):
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler) or not _works(goes_on, None):
         return
     try:
         goes_on(saved)

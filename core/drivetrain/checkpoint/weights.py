@@ -306,7 +306,8 @@ def set_weights(
         model.load_state_dict({name: weights[name] for name in weights if name in own}, strict=False)
     except Exception as error:  # also what a module's own set_extra_state makes of a strange value
         raise CheckpointError(
-            f"The weights in {source} do not fit: {' '.join(str(error).split())}"
+            f"The weights in {source} do not fit this {type(model).__name__} ({tensor_files.reason_of(error)}); build "
+            "the model as it was when it was saved."
         ) from error
 
 
@@ -424,20 +425,32 @@ def _unpickled(path: str) -> dict[str, torch.Tensor]:
             f"The file {path} cannot be read without running code from it ({type(error).__name__}); "
             "convert it to safetensors where you trust it."
         ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and _is_whole(value) for name, value in content.items()
-    ):
+    whole = isinstance(content, dict) and all(
+        isinstance(name, str) and _is_plain(value) for name, value in content.items()
+    )
+    if not whole:
         raise CheckpointError(f"The file {path} does not hold weights by name.")
+    held = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in content.values()
+    }
+    claimed = max((value.numel() * value.element_size() for value in content.values()), default=0)
+    if max(sum(held.values()), claimed) > os.path.getsize(path):
+        raise CheckpointError(f"The file {path} claims more numbers than it holds, and is not read.")
     return dict(content)
 
 
 def check_archive(path: str) -> None:
-    """Refuses an archive that grows when it is read. torch writes its tensors as they are, each once."""
-    if not zipfile.is_zipfile(path):
-        return  # the form before torch 1.6
+    """Refuses an archive of torch's that grows when it is read: torch writes its tensors as they are, each once.
+
+    Raises:
+        CheckpointError: it is one, or cannot be read.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\3\4":
+                return  # the form before torch 1.6
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(tensor_files.unreadable(path, error)) from error
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -447,10 +460,7 @@ def check_archive(path: str) -> None:
         )
 
 
-def _is_whole(value: Any) -> bool:
-    """Whether a value is a tensor whose every number is in the file."""
+def _is_plain(value: Any) -> bool:
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
         return False
-    if value.device.type != "cpu" or value.is_nested:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    return value.device.type == "cpu" and not value.is_nested
