@@ -21,7 +21,7 @@ from drivetrain.checkpoint.reader import load_checkpoint
 from drivetrain.checkpoint.weights import read_weights
 from drivetrain.slots import TrainState
 
-_STRETCH = 1 << 22  # elements compared at once
+_STRETCH = 1 << 20  # elements compared at once
 _OF_THE_CLOCK = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_second")
 _STATE = ("global_step", "epoch", "max_steps", "best_metric", "total_flos")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

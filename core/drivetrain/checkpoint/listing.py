@@ -14,7 +14,7 @@ from drivetrain.checkpoint.manifest import MANIFEST, check, read_manifest, valid
 from drivetrain.checkpoint.reader import load_checkpoint
 from drivetrain.checkpoint.rotation import NAME, checkpoints
 from drivetrain.checkpoint.tensors import read_header, unreadable
-from drivetrain.checkpoint.weights import weight_files
+from drivetrain.checkpoint.transformers_files import problem_of, written_by_transformers
 from drivetrain.errors import CheckpointError
 
 Progress = Callable[[int], object]
@@ -22,8 +22,6 @@ Progress = Callable[[int], object]
 
 OURS, TRANSFORMERS = "drivetrain", "transformers"
 
-# Beside `trainer_state.json` one of these tells a checkpoint of transformers.
-_OF_TRANSFORMERS = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "training_args.bin")
 _LEFT = {
     "tmp": "half-written: by a run that was killed, or by one that is saving now",
     "old": "was being replaced when a run was killed",
@@ -142,12 +140,7 @@ def describe(path: str, step: int, verify: bool = False, progress: Progress | No
 
 def writer_of(path: str) -> str:
     """Who wrote a checkpoint: drivetrain, which seals it by a manifest, or transformers."""
-    if os.path.lexists(os.path.join(path, MANIFEST)):
-        return OURS
-    if not os.path.isfile(os.path.join(path, TRAINER_STATE)):
-        return OURS
-    told = any(os.path.isfile(os.path.join(path, name)) for name in _OF_TRANSFORMERS)
-    return TRANSFORMERS if told else OURS
+    return TRANSFORMERS if written_by_transformers(path) else OURS
 
 
 def bytes_of(path: str) -> int:
@@ -165,7 +158,7 @@ def what_is_wrong(path: str, progress: Progress | None = None) -> str | None:
         The first thing that is wrong, or None.
     """
     if writer_of(path) == TRANSFORMERS:
-        return _wrong_of_transformers(path)
+        return problem_of(path)
     try:
         records = read_manifest(path)
         for name, record in records.items():
@@ -188,17 +181,7 @@ def what_is_wrong(path: str, progress: Progress | None = None) -> str | None:
 
 
 def _quickly_wrong(path: str) -> str | None:
-    return _wrong_of_transformers(path) if writer_of(path) == TRANSFORMERS else validate(path, quick=True)
-
-
-def _wrong_of_transformers(path: str) -> str | None:
-    try:
-        for found in weight_files(path):
-            if found.endswith(".safetensors"):
-                read_header(found)
-    except CheckpointError as error:
-        return str(error).rstrip(".")
-    return None if _tree(path, TRAINER_STATE) else f"its {TRAINER_STATE} cannot be read"
+    return problem_of(path) if writer_of(path) == TRANSFORMERS else validate(path, quick=True)
 
 
 def _open(folder: str, name: str) -> None:

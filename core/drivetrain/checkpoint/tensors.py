@@ -45,26 +45,41 @@ _ALIGN = 64  # the data begin at a multiple of this, so that a mapped file is re
 _METADATA = "__metadata__"
 
 
-def nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes that the tensors take in a file, its header left out."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def nbytes(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> int:
+    """Bytes that the tensors take in a file, its header left out; `dtype` as for `write_tensors`."""
+    return sum(tensor.numel() * stored_dtype(tensor, dtype).itemsize for tensor in tensors.values())
+
+
+def stored_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """What a tensor is written as: `dtype` where it holds floating-point numbers, else what it is."""
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def write_tensors(
-    path: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: str,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FileRecord:
     """Writes a safetensors file and returns its size and checksum.
 
     Tensors on the CPU that are contiguous are written from where they are; others are copied one at a time.
 
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: strings for the header.
+        dtype: what floating-point tensors are converted to, one at a time; None leaves them.
+
     Raises:
-        CheckpointError: a tensor has a name or a dtype that the format has no place for.
+        CheckpointError: a tensor has a name, a dtype or a value that has no place in the file.
         OSError: the file system refused.
     """
     header: dict[str, Any] = {}
     if metadata:
         header[_METADATA] = dict(metadata)
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    dtypes = {name: stored_dtype(tensor, dtype) for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     offset = 0
     for name in names:
         tensor = tensors[name]
@@ -73,9 +88,9 @@ def write_tensors(
                 f"The tensor {name!r} ({tensor.dtype}, {tensor.layout}) cannot be stored in "
                 "a safetensors file."
             )
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.numel() * dtypes[name].itemsize
         header[name] = {
-            "dtype": DTYPES[tensor.dtype][0],
+            "dtype": DTYPES[dtypes[name]][0],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -88,7 +103,7 @@ def write_tensors(
             digest.update(part)
             file.write(part)
         for name in names:
-            tensor = tensors[name].detach().to("cpu").contiguous()
+            tensor = _converted(name, tensors[name].detach().to("cpu"), dtypes[name]).contiguous()
             if tensor.numel() == 0:
                 continue
             raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -98,6 +113,16 @@ def write_tensors(
                 digest.update(chunk)
                 file.write(chunk)
     return FileRecord(8 + len(text) + offset, digest.hexdigest())
+
+
+def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    made = tensor.to(dtype)
+    if tensor.dtype != dtype and int(made.isinf().sum()) != int(tensor.isinf().sum()):
+        raise CheckpointError(
+            f"The tensor {name!r} has numbers beyond the largest of {str(dtype).removeprefix('torch.')}, which would "
+            "become infinite: choose bf16 or fp32."
+        )
+    return made
 
 
 def read_tensors(path: str) -> dict[str, torch.Tensor]:

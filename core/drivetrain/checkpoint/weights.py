@@ -84,12 +84,21 @@ def write_model(
 
 
 def write_weights(
-    folder: str, weights: Mapping[str, Any], max_shard_size: str | int = "5GB"
+    folder: str,
+    weights: Mapping[str, Any],
+    max_shard_size: str | int = "5GB",
+    dtype: torch.dtype | None = None,
 ) -> dict[str, FileRecord]:
     """Writes a state_dict as `model.safetensors`, or in shards with the index that transformers reads.
 
     Of tensors that are the same memory the first is written, and the header names the others. What is not a
     tensor (`get_extra_state`) goes to `model_extra.json`.
+
+    Args:
+        folder: where.
+        weights: by name.
+        max_shard_size: weights above this are written as several files.
+        dtype: what floating-point weights are converted to, one at a time; None leaves them.
 
     Raises:
         CheckpointError: something in it cannot be stored.
@@ -97,17 +106,18 @@ def write_weights(
     whole, tied, other = split(weights)
     limit = parse_size(max_shard_size)
     records = write_other(folder, other)
-    shards = _shards(whole, limit)
+    shards = _shards(whole, limit, dtype)
     metadata = metadata_of(tied)
     if len(shards) == 1:
-        records[WEIGHTS] = tensor_files.write_tensors(os.path.join(folder, WEIGHTS), shards[0], metadata)
+        path = os.path.join(folder, WEIGHTS)
+        records[WEIGHTS] = tensor_files.write_tensors(path, shards[0], metadata, dtype)
         return records
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        records[name] = tensor_files.write_tensors(os.path.join(folder, name), shard, metadata)
+        records[name] = tensor_files.write_tensors(os.path.join(folder, name), shard, metadata, dtype)
         weight_map.update(dict.fromkeys(shard, name))
-    index = {"metadata": {"total_size": tensor_files.nbytes(whole)}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": tensor_files.nbytes(whole, dtype)}, "weight_map": weight_map}
     Path(folder, INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return records
 
@@ -175,31 +185,34 @@ def split(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str
     return whole, tied, other
 
 
-def weight_files(folder: str, sealed: Container[str] | None = None) -> list[str]:
+def weight_files(folder: str, sealed: Container[str] | None = None, *, as_saved: bool = False) -> list[str]:
     """The files that hold a folder's weights: safetensors before pickles.
 
     Args:
         folder: a checkpoint, or any folder with weights.
         sealed: the files that count, where there is a manifest; others are not looked at.
+        as_saved: those that `save_model` wrote, also where the whole state_dict lies beside them.
 
     Raises:
         CheckpointError: there are none, or one of them lies elsewhere.
     """
-    for single, index in ((EXACT, None), (WEIGHTS, INDEX), (PICKLED, PICKLED_INDEX)):
+    for single, index in ((EXACT, None), (WEIGHTS, INDEX), (PICKLED, PICKLED_INDEX))[as_saved:]:
         if _there(folder, single, sealed):
-            return [_inside(folder, single)]
+            return [path_inside(folder, single)]
         if index is not None and _there(folder, index, sealed):
-            names = _names_of_index(_inside(folder, index))
+            names = _names_of_index(path_inside(folder, index))
             missing = [name for name in names if not _there(folder, name, sealed)]
             if missing:
                 raise CheckpointError(
                     f"The file {os.path.join(folder, missing[0])}, which {index} names, is missing."
                 )
-            return [_inside(folder, name) for name in names]
+            return [path_inside(folder, name) for name in names]
     raise CheckpointError(f"{folder} holds no weights ({WEIGHTS}, {INDEX} or {PICKLED}).")
 
 
-def read_weights(folder: str, sealed: Container[str] | None = None) -> dict[str, Any]:
+def read_weights(
+    folder: str, sealed: Container[str] | None = None, *, as_saved: bool = False
+) -> dict[str, Any]:
     """The weights of a checkpoint or of a plain Hugging Face folder, by name, on the CPU.
 
     Pickled weights (`pytorch_model.bin`) are read by torch's restricted reader, which makes tensors and
@@ -208,12 +221,13 @@ def read_weights(folder: str, sealed: Container[str] | None = None) -> dict[str,
     Args:
         folder: a checkpoint, or any folder with weights.
         sealed: the files that count, where there is a manifest; others are not looked at.
+        as_saved: as for `weight_files`.
 
     Raises:
         CheckpointError: there are none, or they cannot be read.
     """
     weights: dict[str, Any] = {}
-    for path in weight_files(folder, sealed):
+    for path in weight_files(folder, sealed, as_saved=as_saved):
         if path.endswith(".safetensors"):
             found, metadata = tensor_files.read_tensors_and_metadata(path)
             weights.update(found)
@@ -223,10 +237,10 @@ def read_weights(folder: str, sealed: Container[str] | None = None) -> dict[str,
         else:
             weights.update(_unpickled(path))
     if _there(folder, EXTRA_STATE + ".json", sealed):
-        extra = _inside(folder, EXTRA_STATE + ".json")
+        extra = path_inside(folder, EXTRA_STATE + ".json")
         found = {}
         if _there(folder, EXTRA_STATE + ".safetensors", sealed):
-            found = tensor_files.read_tensors(_inside(folder, EXTRA_STATE + ".safetensors"))
+            found = tensor_files.read_tensors(path_inside(folder, EXTRA_STATE + ".safetensors"))
         try:
             tree = json.loads(Path(extra).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -254,7 +268,7 @@ def load_weights(model: torch.nn.Module, folder: str, strict: bool = True) -> No
     set_weights(model, read_checked_weights(folder), strict=strict, source=folder)
 
 
-def read_checked_weights(folder: str) -> dict[str, Any]:
+def read_checked_weights(folder: str, *, as_saved: bool = False) -> dict[str, Any]:
     """The weights of a folder, as `read_weights`; of a checkpoint, after a look at the checksums of their files.
 
     Raises:
@@ -264,7 +278,7 @@ def read_checked_weights(folder: str) -> dict[str, Any]:
     if os.path.lexists(os.path.join(folder, MANIFEST)):
         try:
             sealed = read_manifest(folder)
-            paths = weight_files(folder, sealed)
+            paths = weight_files(folder, sealed, as_saved=as_saved)
             names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
             extra = (EXTRA_STATE + ".json", EXTRA_STATE + ".safetensors")
             for name in (*names, *(name for name in extra if name in sealed)):
@@ -273,7 +287,7 @@ def read_checked_weights(folder: str) -> dict[str, Any]:
                     raise CheckpointError(reason)
         except (CheckpointError, OSError) as error:
             raise CheckpointError(f"{folder} is not a valid checkpoint: {error}.") from error
-    return read_weights(folder, sealed)
+    return read_weights(folder, sealed, as_saved=as_saved)
 
 
 def set_weights(
@@ -330,11 +344,13 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _shards(whole: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
+def _shards(
+    whole: Mapping[str, torch.Tensor], limit: int, dtype: torch.dtype | None
+) -> list[dict[str, torch.Tensor]]:
     shards: list[dict[str, torch.Tensor]] = [{}]
     filled = 0
     for name, tensor in whole.items():
-        size = tensor.numel() * tensor.element_size()
+        size = tensor_files.nbytes({name: tensor}, dtype)
         if shards[-1] and filled + size > limit:
             shards.append({})
             filled = 0
@@ -385,7 +401,7 @@ def _names_of_index(path: str) -> list[str]:
     return names
 
 
-def _inside(folder: str, name: str) -> str:
+def path_inside(folder: str, name: str) -> str:
     """The path of a file of a folder, which may be a link only within it, or within its Hub cache."""
     path = os.path.join(folder, *name.split("/"))
     real = os.path.realpath(path)

@@ -67,6 +67,53 @@ def diff_command(
     raise typer.Exit(show_difference(a, b, json))
 
 
+@checkpoints.command("export", cls=Command)
+@clean_errors
+def export_command(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint.", show_default=False)
+    ],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="Where, or a file that ends in .safetensors.", show_default=False
+        ),
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bf16|fp16|fp32",
+            help="Of floating-point weights; others keep theirs.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="safetensors|huggingface",
+            help="The weights alone, or all that from_pretrained reads: the default where there is a config.json.",
+            show_default=False,
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Weights above this are written as several files; by default 5GB.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write a checkpoint's weights to a bare safetensors file or folder, or to one for from_pretrained."""
+    from drivetrain.cli.checkpoints_shown import show_export
+
+    show_export(
+        checkpoint, folder, dtype=dtype, form=form, max_shard_size=max_shard_size, overwrite=overwrite
+    )
+
+
 @checkpoints.command("verify-resume", cls=Command, context_settings=_OPEN)
 @clean_errors
 def verify_resume_command(

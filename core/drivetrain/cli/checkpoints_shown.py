@@ -244,10 +244,7 @@ def show_difference(a: str, b: str, as_json: bool) -> int:
         CheckpointError: one of them is no checkpoint and holds no weights.
     """
     for path in (a, b):
-        check_there(path)
-        inside = checkpoints(path)
-        if inside and not os.path.lexists(os.path.join(path, MANIFEST)):
-            raise CheckpointError(f"{path} is a folder of checkpoints: name one, such as {inside[-1][1]}.")
+        _check_one(path)
     found = compare(a, b)
     if as_json:
         print(json.dumps(_difference_json(a, b, found), indent=2))
@@ -261,6 +258,14 @@ def show_difference(a: str, b: str, as_json: bool) -> int:
             tensors = sum(found.tensors.values())
             say(f"Equal, bit for bit: {tensors} tensors{'' if found.weights_alone else ' and all else'}.")
     return 0 if found.equal else 1
+
+
+def _check_one(path: str) -> None:
+    """Raises CheckpointError where a path is no folder, or one of checkpoints."""
+    check_there(path)
+    inside = checkpoints(path)
+    if inside and not os.path.lexists(os.path.join(path, MANIFEST)):
+        raise CheckpointError(f"{path} is a folder of checkpoints: name one, such as {inside[-1][1]}.")
 
 
 def print_changes(found: Difference) -> None:
@@ -327,3 +332,19 @@ def _difference_json(a: str, b: str, found: Difference) -> dict[str, Any]:
 def _short(path: str) -> str:
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
+
+
+# -- export --------------------------------------------------------------------------------------------
+
+
+def show_export(checkpoint: str, target: str, **options: Any) -> None:
+    """Writes the weights of a checkpoint elsewhere, and says what was written.
+
+    Raises:
+        DrivetrainError: it cannot be done.
+    """
+    from drivetrain.checkpoint.export import export
+
+    _check_one(checkpoint)
+    made = export(checkpoint, target, **options)
+    say(f"{made.path}: {made.tensors} tensors, {size(made.size)}, {made.form}")
