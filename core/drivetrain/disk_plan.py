@@ -16,7 +16,7 @@ from drivetrain.checkpoint import checkpoints
 from drivetrain.checkpoint.files import make_folder, size, tree_bytes
 from drivetrain.errors import ConfigurationError
 from drivetrain.saving import run_folder
-from drivetrain.slots import Model, OptimizerFactory
+from drivetrain.slots import Group, Model, OptimizerFactory
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -142,19 +142,27 @@ def _model_bytes(model: Model) -> int:
 
 def _optimizer_bytes(run: Run, optimizer: OptimizerFactory) -> int:
     """About what the optimizer's state takes after the first update, found out by an update of small parameters."""
-    active = run.plan.slot("optimizer")
-    tried: dict[bool, float] = {}
-    if optimizer.finished is None and active is not None and active.name != "own":
-        tried = {matrix: _bytes_an_element(optimizer, matrix) for matrix in (False, True)}
-    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    return round(sum(_elements(p) * tried.get(p.dim() >= 2, _GUESS) for p in trained))
+    model, active = run.model, run.plan.slot("optimizer")
+    groups: list[Group] = [{"params": list(model.parameters())}]
+    tried = optimizer.finished is None and active is not None and active.name != "own"
+    if tried and optimizer.groups is not None:
+        groups = optimizer.groups(model)
+    total = 0.0
+    for group in groups:
+        for matrix in (False, True):
+            elements = sum(
+                _elements(p) for p in group["params"] if p.requires_grad and (p.dim() >= 2) is matrix
+            )
+            if elements:
+                total += elements * (_bytes_an_element(optimizer, group, matrix) if tried else _GUESS)
+    return round(total)
 
 
-def _bytes_an_element(optimizer: OptimizerFactory, matrix: bool) -> float:
+def _bytes_an_element(optimizer: OptimizerFactory, group: Group, matrix: bool) -> float:
     parameter = torch.nn.Parameter(torch.zeros((96, 128) if matrix else (128,)))
     parameter.grad = torch.ones_like(parameter)
     try:
-        made = optimizer.cls([{"params": [parameter]}], **optimizer.kwargs)
+        made = optimizer.cls([{**group, "params": [parameter]}], **optimizer.kwargs)
         if callable(train := getattr(made, "train", None)):
             train()  # schedule-free ones step only in this mode
         made.step()
