@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from drivetrain.secret import struck
+
 
 class DrivetrainError(Exception):
-    """Base of every error that drivetrain raises on purpose."""
+    """Base of every error that drivetrain raises on purpose. Secrets are struck out of what it says."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(struck(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigurationError(DrivetrainError, ValueError):
@@ -18,7 +23,8 @@ class ConfigurationError(DrivetrainError, ValueError):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        listed = (problems,) if isinstance(problems, str) else problems
+        self.problems: tuple[str, ...] = tuple(struck(problem) for problem in listed)
         if len(self.problems) == 1:
             text = self.problems[0]
         else:

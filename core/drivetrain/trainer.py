@@ -43,6 +43,7 @@ from drivetrain.reports import Reports
 from drivetrain.resolve import Plan, is_documented_callback, resolve
 from drivetrain.run import Run
 from drivetrain.search import hyperparameter_search
+from drivetrain.secret import guard
 from drivetrain.seeding import full_determinism, set_seed
 from drivetrain.session import Session, culprits_named
 from drivetrain.slots import LRScheduler, TrainState
@@ -112,6 +113,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             args = TrainingArguments(output_dir="tmp_trainer")
         self.args = args
         logger.setLevel(args.get_process_log_level())
+        guard(logger)
         if args.full_determinism:
             full_determinism(args.seed)
         else:

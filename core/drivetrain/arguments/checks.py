@@ -20,6 +20,7 @@ from drivetrain.arguments.enums import (
 )
 from drivetrain.arguments.field import Wrong
 from drivetrain.errors import did_you_mean
+from drivetrain.secret import learn
 
 EnumType = TypeVar("EnumType", bound=Enum)
 
@@ -127,7 +128,10 @@ def folder(name: str, value: Any) -> str:
 
 def token(name: str, value: Any) -> str | None:
     """A token. The mask that `to_dict` writes in its place is none."""
-    return None if value is None or value == f"<{name.upper()}>" else text(name, value)
+    if value is None or value == f"<{name.upper()}>":
+        return None
+    learn(str(value), name)
+    return text(name, value)
 
 
 def optional_folder(name: str, value: Any) -> str | None:

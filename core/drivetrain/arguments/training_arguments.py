@@ -29,6 +29,7 @@ from drivetrain.arguments.saving import Saving
 from drivetrain.arguments.schedule import Schedule
 from drivetrain.arguments.search import Search
 from drivetrain.errors import ConfigurationError
+from drivetrain.secret import is_secret_name, learn, struck
 
 TOPICS: tuple[type, ...] = (
     Output,
@@ -124,6 +125,7 @@ class TrainingArguments(
         if not wrong:
             derive.derive(self)
         problems += rules.broken(self, wrong)
+        learn({name: self.__dict__[name] for name in declared()})
         if problems:
             raise ConfigurationError(problems)
         self._settled = True
@@ -182,7 +184,7 @@ class TrainingArguments(
 
     def shown(self, name: str) -> str:
         """`name=value` for a message or a log, a token masked."""
-        value = f"<{name.upper()}>" if name.endswith("_token") else _plain(self.__dict__[name])
+        value = f"<{name.upper()}>" if name.endswith("_token") else _plain(self.__dict__[name], name)
         return f"{name}={value!r}"
 
     # Two fields are more than their value. The dataclass's own machinery sets and reads them like any other.
@@ -214,7 +216,8 @@ class TrainingArguments(
     def to_dict(self) -> dict[str, Any]:
         """Every argument as JSON can hold it, but for objects that the user passed.
 
-        Enums are their words, a class is `module:Class`, tokens are masked. Older spellings that were
+        Enums are their words, a class is `module:Class`, tokens are masked, and so is what is secret in the options of
+        plugins or within a string. Older spellings that were
         carried over to their argument are back at their default, so that the dict makes equal arguments.
         """
         return {field.name: self._plain(field) for field in fields(self) if field.init}
@@ -226,7 +229,7 @@ class TrainingArguments(
             return f"<{name.upper()}>"
         if name in self._folded and name in aliases.ALIASES:
             return field.default
-        return _plain(value)
+        return _plain(value, name)
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON; what JSON cannot hold is its text."""
@@ -283,15 +286,17 @@ def owners_of(args: TrainingArguments, name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in owner.split(","))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, name: str) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry, name) for entry in value]
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _plain(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, PathLike):
-        return fspath(value)
+        return struck(fspath(value))
+    if isinstance(value, str):
+        return f"<{name.upper()}>" if value and is_secret_name(name) else struck(value)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return f"{value.__module__}:{value.__qualname__}"
     return value

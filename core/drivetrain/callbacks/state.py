@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drivetrain.secret import has_secret, without_secrets
+
 
 @dataclass
 class TrainerState:
@@ -49,8 +51,11 @@ class TrainerState:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     def save_to_json(self, json_path: str) -> None:
-        """Writes the file."""
-        Path(json_path).write_text(self.to_json(), encoding="utf-8")
+        """Writes the file, without secrets."""
+        text = self.to_json()
+        if has_secret(text):
+            text = json.dumps(without_secrets(json.loads(text)), indent=2, sort_keys=True) + "\n"
+        Path(json_path).write_text(text, encoding="utf-8")
 
     @classmethod
     def from_json(cls, text: str) -> TrainerState:

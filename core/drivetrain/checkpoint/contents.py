@@ -31,6 +31,7 @@ from drivetrain.checkpoint.manifest import FileRecord
 from drivetrain.checkpoint.randomness import RandomState
 from drivetrain.checkpoint.serialize import pack
 from drivetrain.checkpoint.tensors import write_tensors
+from drivetrain.secret import has_secret, without_secrets
 from drivetrain.slots import TrainState
 
 OPTIMIZER = "optimizer"
@@ -113,5 +114,7 @@ def write_packed(folder: str, stem: str, parts: Mapping[str, tuple[Any, str, str
 def write_json(folder: str, name: str, tree: Any, indent: int | None = None) -> None:
     """Writes a JSON file that ends with a newline."""
     text = json.dumps(tree, allow_nan=False, indent=indent)
+    if has_secret(text):
+        text = json.dumps(without_secrets(tree), allow_nan=False, indent=indent)
     with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
         file.write(text + "\n")

@@ -6,35 +6,33 @@ import dataclasses
 import enum
 import math
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
-_SECRET_NAME = re.compile(r"(?:^|_)(?:token|password|passwd|secret|api_?key|credentials?)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(?:hf|api_org|ghp|github_pat|sk)_[A-Za-z0-9_]{16,}\b")
+from drivetrain.secret import is_secret_name, struck
 
 
 def plain(value: Any, name: str = "") -> Any:
     """`value` lowered to JSON.
 
     Enums become their values, dataclasses objects, paths, classes, NaN and infinities strings. What is named
-    like a secret (`hub_token`, `api_key`, ...) becomes null, and what looks like an access token inside a
-    string is struck out.
+    like a secret (`hub_token`, `api_key`, ...) becomes null, and a secret inside of a string is struck out
+    (`drivetrain.secret`).
     """
     if isinstance(value, enum.Enum):
         value = value.value
-    if _SECRET_NAME.search(name) and not isinstance(value, (bool, int, float)):
+    if is_secret_name(name) and not isinstance(value, (bool, int, float)):
         return None
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else repr(float(value))
     if isinstance(value, str):
-        return _SECRET_VALUE.sub("<token>", value)
+        return struck(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item, str(key)) for key, item in value.items()}
+        return {struck(str(key)): plain(item, str(key)) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
     if isinstance(value, (list, tuple)):
@@ -48,4 +46,4 @@ def plain(value: Any, name: str = "") -> Any:
     item = getattr(value, "item", None)  # numpy's numbers
     if item is not None and getattr(value, "ndim", 1) == 0:
         return plain(value.item())
-    return _SECRET_VALUE.sub("<token>", str(value))
+    return struck(str(value))

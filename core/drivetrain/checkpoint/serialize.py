@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drivetrain.checkpoint.tensors import DTYPES
+from drivetrain.checkpoint.tensors import DTYPES, reason_of
 from drivetrain.errors import CheckpointError
 
 JSON = Any
@@ -223,7 +223,7 @@ class Unpacker:
         except (CheckpointError, RecursionError):
             raise
         except Exception as error:  # whatever a damaged file provokes: wrong types, lengths, numbers
-            raise self._damaged(f"holds a {tag} that cannot be read ({str(error)[:200]})") from error
+            raise self._damaged(f"holds a {tag} that cannot be read ({reason_of(error)})") from error
 
     def _tagged(self, tag: str, tree: dict[str, Any], depth: int) -> Any:
         body = tree[tag]

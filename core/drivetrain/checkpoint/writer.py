@@ -35,6 +35,7 @@ from drivetrain.checkpoint.tensors import nbytes, write_tensors
 from drivetrain.checkpoint.together import Exchange, alike
 from drivetrain.checkpoint.weights import holds, write_exact, write_weights
 from drivetrain.errors import CheckpointError
+from drivetrain.secret import has_secret, without_secrets
 from drivetrain.slots import TrainState
 
 logger = logging.getLogger("drivetrain")
@@ -155,6 +156,8 @@ def _write(folder: str, contents: CheckpointContents) -> dict[str, FileRecord]:
         text = (
             json.dumps(text, indent=2, sort_keys=True) + "\n"
         )  # NaN as it is, as the documented file has it
+    if has_secret(text):
+        text = json.dumps(without_secrets(json.loads(text)), indent=2, sort_keys=True) + "\n"
     with open(os.path.join(folder, TRAINER_STATE), "w", encoding="utf-8") as file:
         file.write(text)
     write_json(folder, TRAINING_ARGS, plain(contents.args), indent=2)

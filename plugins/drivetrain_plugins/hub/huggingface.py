@@ -12,6 +12,7 @@ from huggingface_hub.utils import HfHubHTTPError  # where 0.17 has it, too
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
+from drivetrain.secret import struck
 from drivetrain_plugins.hub.card import model_card
 
 # Checkpoints, and what begins with a dot or an underscore, stay here: they are no part of the model.
@@ -103,5 +104,5 @@ class HuggingFaceHub:
         """Writes `README.md` in `folder` and returns its path."""
         path = Path(folder) / "README.md"
         fields.setdefault("model_name", (run.args.hub_model_id or Path(run.args.output_dir).absolute().name))
-        path.write_text(str(model_card(run, **fields)), encoding="utf-8")
+        path.write_text(struck(str(model_card(run, **fields))), encoding="utf-8")
         return str(path)

@@ -1,4 +1,4 @@
-"""One target under atheris, which finds its way by the lines that an input reaches: `fuzz.py TARGET SECONDS [FOLDER]`.
+"""One target under atheris, which finds its way by the lines that an input reaches: `one.py TARGET SECONDS [FOLDER]`.
 
 Ends with another code than 0, and leaves the input in FOLDER, where anything but a sentence came of one. A file in the
 place of SECONDS is run once.
