@@ -52,12 +52,13 @@ class LossWindow:
         return value
 
     def state(self, strategy: Any) -> dict[str, Any]:
-        """For a checkpoint: the sum (the mean over ranks), the total, and the update last logged. A collective."""
-        mean = strategy.collect(self.sum.reshape(1)).mean()
-        return {"sum": mean.cpu(), "total": self.total, "last_logged": self.last_logged}
+        """For a checkpoint: each rank's sum, the total, and the update last logged. A collective."""
+        sums = strategy.collect(self.sum.reshape(1))
+        return {"sum": sums.cpu(), "total": self.total, "last_logged": self.last_logged}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """What `state` gave."""
-        self.sum.copy_(torch.as_tensor(state["sum"]))
+    def restore(self, state: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
+        """What `state` gave; with another number of ranks each gets their mean."""
+        sums = torch.as_tensor(state["sum"]).reshape(-1)
+        self.sum.copy_(sums[rank] if len(sums) == world_size else sums.mean())
         self.total = float(state["total"])
         self.last_logged = int(state["last_logged"])

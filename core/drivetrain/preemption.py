@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -38,10 +37,10 @@ _GROWTH = 10  # the first steps of a run are slow, and say little of those after
 _command: str | None = None
 
 
-def resumes_by(words: Sequence[str] | None) -> None:
-    """Says which command starts this run again; None for a script, of which only its author knows."""
+def resumes_by(command: str | None) -> None:
+    """Says which command goes on with this run; None for a script, of which only its author knows."""
     global _command
-    _command = shlex.join(words) if words is not None else None
+    _command = command
 
 
 class Preemption:
@@ -172,11 +171,11 @@ class Preemption:
                 trainer.writer.take_saved()
             trainer._tell_saved(run, [folder])
         run.processes.barrier()
+        sentence = f"Stopped by {heard.name} after step {state.global_step} of {state.max_steps}; {folder} is written."
         if _command is not None:
-            go_on = f"Go on with: {_command}"
+            sentence += f" Go on with: {_command}"
         else:
-            go_on = "To go on, start it again with trainer.train(resume_from_checkpoint=True)."
-        sentence = f"Stopped by {heard.name} after step {state.global_step} of {state.max_steps}; {folder} is written. {go_on}"
+            sentence += " To go on, start it again with trainer.train(resume_from_checkpoint=True)."
         if heard != signal.SIGINT:
             raise Preempted(sentence, folder)
         interrupt = KeyboardInterrupt(sentence)

@@ -188,7 +188,7 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         _restore_scheduler(trainer, run.lr_scheduler, contents.scheduler, saved.global_step)
     for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
         setattr(run.state, name, getattr(saved, name))
-    trainer.losses.restore(loss)
+    trainer.losses.restore(loss, run.processes.rank, run.processes.world_size)
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
     if changed and run.is_main_process:

@@ -190,11 +190,11 @@ def check_loss(loss: Any) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not one.
     """
-    total = loss.get("sum") if isinstance(loss, dict) else None
-    one = is_number(total) or (
-        isinstance(total, torch.Tensor) and total.numel() == 1 and total.is_floating_point()
+    sums = loss.get("sum") if isinstance(loss, dict) else None  # of each rank
+    fits = is_number(sums) or (
+        isinstance(sums, torch.Tensor) and sums.dim() <= 1 and sums.numel() > 0 and sums.is_floating_point()
     )
-    if not one or not is_number(loss.get("total")) or not is_count(loss.get("last_logged")):
+    if not fits or not is_number(loss.get("total")) or not is_count(loss.get("last_logged")):
         raise _wrong("run.json", "a window of losses")
     return dict(loss)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,7 +37,15 @@ class Acting(Line):
                 raise ValueError("my own fault")
             if act == "sleep":
                 print("ASLEEP", flush=True)
-                time.sleep(120)
+                end = time.monotonic() + 120
+                while time.monotonic() < end:
+                    time.sleep(0.1)
+            if act == "pause":
+                print("ASLEEP", flush=True)
+            if act.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, act))
+        if act == "pause":
+            time.sleep(0.02)
         return super().forward(x, labels)
 
 
@@ -169,12 +178,14 @@ def test_a_killed_process_and_restarts(acting: Path) -> None:
     assert state["global_step"] == 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all(acting: Path, number: signal.Signals) -> None:
-    """Ctrl-C in a terminal, or an end that a queue asks for; no process is left."""
+def told(number: signal.Signals, *, twice: bool) -> tuple[int, str]:
+    """The command's exit code and errors, when it is sent a signal in the middle of a step; no process is left."""
     running = subprocess.Popen(
-        words(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(ACT="sleep:0")
+        words("--save_steps=500", "--num-train-epochs", "50", "--overwrite-output-dir"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(ACT="sleep:0" if twice else "pause:0"),
     )
     try:
         assert running.stdout is not None
@@ -183,16 +194,62 @@ def test_a_signal_ends_all(acting: Path, number: signal.Signals) -> None:
         children = _children(running.pid)
         assert len(children) >= 2
         running.send_signal(number)
+        if twice:
+            time.sleep(1.5)
+            running.send_signal(number)
         _, err = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 128 + number
-    assert err.splitlines()[-1] == f"Stopped by {number.name}."
     assert "Traceback" not in err
     end = time.monotonic() + 10
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    return running.returncode, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_a_signal_has_all_save_and_leave(acting: Path, number: signal.Signals, code: int) -> None:
+    """Ctrl-C in a terminal, or an end that a queue asks for: the step is done, and the same command goes on."""
+    ended, err = told(number, twice=False)
+    assert ended == code
+    (saved,) = (acting / "out").glob("checkpoint-*")
+    step = int(saved.name.partition("-")[2])
+    assert 3 <= step < 200
+    again = "--save_steps=500 --num-train-epochs 50 --nproc 2 --resume-from-checkpoint"
+    assert err == (
+        f"{number.name}: the run writes a checkpoint and leaves; once more ends it at once.\n"
+        f"Stopped by {number.name} after step {step} of 200; out/checkpoint-{step} is written. "
+        f"Go on with: drivetrain train run.toml {again}\n"
+    )
+    if number == signal.SIGINT:
+        done = run(*again.split(), act=":")
+        assert done.returncode == 0, done.stderr
+        state = json.loads((acting / "out" / "trainer_state.json").read_text())
+        assert state["global_step"] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_all_at_once(acting: Path, number: signal.Signals) -> None:
+    code, err = told(number, twice=True)
+    assert code == 128 + number
+    assert err.splitlines()[-1] == f"Stopped by {number.name}."
+    assert not list((acting / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_is_all_processes_own(acting: Path) -> None:
+    done = run(act="SIGUSR1:1")
+    assert done.returncode == 75
+    assert re.fullmatch(
+        r"Stopped by SIGUSR1 after step (\d) of 8; out/checkpoint-\1 is written. "
+        "Go on with: drivetrain train run.toml --nproc 2 --resume-from-checkpoint\n",
+        done.stderr,
+    )
 
 
 def _children(process: int) -> list[int]:

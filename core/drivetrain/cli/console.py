@@ -5,14 +5,17 @@ Rich is imported at the first use, and only the parts that are used.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from drivetrain.errors import ConfigurationError, DrivetrainError, ProcessError
+from drivetrain.cli.again import LEFT
+from drivetrain.errors import ConfigurationError, DrivetrainError, Preempted, ProcessError, checkpoint_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 EXIT_CODES: dict[type[DrivetrainError], int] = {DrivetrainError: 2, ProcessError: 3}
 """What a command ends with: 3 where another process of the run failed and this one only lost it."""
+INTERRUPTED = 130
+"""By Ctrl-C, as in a shell. `Preempted` has a code of its own."""
 
 
 @dataclass(slots=True)
@@ -133,6 +138,14 @@ def complain_line(line: str) -> None:
         print(line, file=sys.stderr)
 
 
+def _note_that_it_left(error: BaseException) -> None:
+    """Leaves word for `--nproc`, whose launcher tells nobody how a process ended that it had itself told to end."""
+    folder = os.environ.get(LEFT)
+    if folder is not None and checkpoint_of(error) is not None:
+        with contextlib.suppress(OSError):
+            Path(folder, f"left-{os.environ.get('LOCAL_RANK')}").touch()
+
+
 def clean_errors(function: Function) -> Function:
     """Ends a command whose error is ours with one sentence and an exit code, not with a traceback."""
 
@@ -150,5 +163,10 @@ def clean_errors(function: Function) -> Function:
             peers.failed(error)
             complain(error)
             raise typer.Exit(EXIT_CODES.get(type(error), EXIT_CODES[DrivetrainError])) from error
+        except (KeyboardInterrupt, Preempted) as error:
+            _note_that_it_left(error)
+            if checkpoint_of(error) is None:
+                complain_line("Stopped by SIGINT.")
+            raise typer.Exit(error.EXIT_CODE if isinstance(error, Preempted) else INTERRUPTED) from error
 
     return wrapped  # type: ignore[return-value]  # the same signature, as functools.wraps says

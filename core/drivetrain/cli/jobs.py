@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from drivetrain import settings
 from drivetrain.arguments.parsing import field_table, from_mapping
 from drivetrain.cli import build, report
+from drivetrain.cli.again import COMMAND, again
 from drivetrain.cli.config import Config, read
 from drivetrain.cli.overrides import split_words, typed
 from drivetrain.errors import ConfigurationError
@@ -67,6 +68,7 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
     plan = resolve(args, settings=settings.load())  # every problem, before anything is built
     if job.train:
         refuse_overwriting(args)
+        say_how_to_go_on(words)
     elif checkpoint is None:
         checkpoint = trained_folder(args)
     elif not checkpoint.is_dir():
@@ -86,6 +88,7 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         report.sections("Done", [*report.metric_rows(outcome.metrics), *outcome.rows])
 
 
+<<<<<<< HEAD
 @dataclass(slots=True)
 class Assembled:
     """What a config names, and the trainer made of it."""
@@ -119,6 +122,18 @@ def assemble(
 
     trainer = Trainer(model=model, args=args, trace_hooks=trace_hooks, plugins=plugins, **data.parameters)
     return Assembled(named, data, trainer)
+=======
+def say_how_to_go_on(words: Sequence[str]) -> None:
+    """Lets a run that is told to leave print the command by which it goes on."""
+    from drivetrain.preemption import resumes_by
+    from drivetrain.processes import asked_for
+
+    if (command := os.environ.get(COMMAND)) is not None:
+        resumes_by(command)
+    else:
+        launcher = " (and the launcher as before)" if asked_for() > 1 else ""
+        resumes_by(again(["train", *words]) + launcher)
+>>>>>>> 4337302 (wip)
 
 
 def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:

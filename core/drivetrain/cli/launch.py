@@ -12,12 +12,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from drivetrain.cli.console import EXIT_CODES, complain_line
-from drivetrain.errors import ConfigurationError, DrivetrainError, ProcessError
+from drivetrain.cli.again import COMMAND, LEFT, again
+from drivetrain.cli.console import EXIT_CODES, INTERRUPTED, complain_line
+from drivetrain.errors import ConfigurationError, DrivetrainError, Preempted, ProcessError
 from drivetrain.processes import asked_for
 
 _LINES = 40  # of what a failed process wrote
@@ -75,6 +76,15 @@ class Launch:
             raise ConfigurationError(problems)
         return processes, least, most
 
+    def words(self) -> list[str]:
+        """The options, as they were written."""
+        return [
+            word
+            for option in fields(self)
+            if (value := getattr(self, option.name)) is not None
+            for word in (f"--{option.name.replace('_', '-')}", value)
+        ]
+
     def _processes(self, problems: list[str]) -> int:
         if self.nproc is None:
             problems.append("How many processes each machine starts is said by --nproc N.")
@@ -123,6 +133,8 @@ def launch(words: Sequence[str], how: Launch) -> int:
     restarts = int(how.max_restarts or 0)
     told = _Restarts(restarts)
     logs = tempfile.mkdtemp(prefix="drivetrain-")
+    os.environ[COMMAND] = again(words, how.words())
+    os.environ[LEFT] = logs
     config = LaunchConfig(
         min_nodes=least,
         max_nodes=most,
@@ -134,6 +146,7 @@ def launch(words: Sequence[str], how: Launch) -> int:
         local_addr=_own_address(how.rdzv_endpoint),
         max_restarts=restarts,
         monitor_interval=0.1,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=dict.fromkeys(range(1, processes), Std.ALL)),
     )
     try:
@@ -143,6 +156,8 @@ def launch(words: Sequence[str], how: Launch) -> int:
         return _failure(error.failures, restarts, Path(logs))
     except SignalException as error:
         number = int(error.sigval)
+        if all(Path(logs, f"left-{place}").exists() for place in range(processes)):
+            return INTERRUPTED if number == signal.SIGINT else Preempted.EXIT_CODE  # rank 0 has said it
         complain_line(f"Stopped by {signal.Signals(number).name}.")
         return 128 + number
     except RendezvousError as error:
@@ -195,6 +210,10 @@ def _failure(failures: Mapping[int, Any], restarts: int, logs: Path) -> int:
     followers = (EXIT_CODES[ProcessError], -signal.SIGTERM, -signal.SIGINT)
     by_age = sorted(failures.items(), key=lambda item: item[1].timestamp)
     blamed = [item for item in by_age if item[1].exitcode not in followers] or by_age
+    if blamed[0][1].exitcode in (Preempted.EXIT_CODE, INTERRUPTED):
+        return int(
+            blamed[0][1].exitcode
+        )  # a signal came to one of them, and all have left; rank 0 has said it
     mistake = EXIT_CODES[DrivetrainError]
     # A mistake of all is said by the first of them, whichever of them was the first to end.
     rank, failure = next((item for item in blamed if item[0] == 0 and item[1].exitcode == mistake), blamed[0])

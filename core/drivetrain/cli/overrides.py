@@ -7,8 +7,8 @@ from typing import Any
 
 from drivetrain.errors import ConfigurationError, did_you_mean
 
-_TRUE = ("true", "yes", "on", "1")
-_FALSE = ("false", "no", "off", "0")
+TRUE = ("true", "yes", "on", "1")
+FALSE = ("false", "no", "off", "0")
 _DOTTED = ("model", "data", "plugins", "after")
 
 
@@ -92,14 +92,14 @@ def _skip_value(queue: list[str]) -> None:
 
 
 def _flag(queue: list[str]) -> bool:
-    if queue and queue[0].lower() in (*_TRUE, *_FALSE):
-        return queue.pop(0).lower() in _TRUE
+    if queue and queue[0].lower() in (*TRUE, *FALSE):
+        return queue.pop(0).lower() in TRUE
     return True
 
 
 def _plain(word: str, kind: str) -> Any:
-    if kind == "flag" and word.lower() in (*_TRUE, *_FALSE):
-        return word.lower() in _TRUE
+    if kind == "flag" and word.lower() in (*TRUE, *FALSE):
+        return word.lower() in TRUE
     return word
 
 

@@ -79,6 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 @pytest.fixture(autouse=True)
 def handlers_stay() -> Iterator[None]:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     yield
     assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
@@ -127,7 +128,7 @@ def test_a_run_that_is_told_to_leave_goes_on(
     if isinstance(caught.value, Preempted):
         assert caught.value.code == 75
     assert capfd.readouterr().err.splitlines()[-2:] == [
-        f"{number.name}: a checkpoint is written after this step; once more ends it at once.",
+        f"{number.name}: the run writes a checkpoint and leaves; once more ends it at once.",
         str(caught.value),
     ]
     assert told.error is caught.value
@@ -282,6 +283,7 @@ def start(folder: Path, act: str, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", str(folder / "script.py"), str(folder), str(SETTINGS | more), act],
         env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -323,7 +325,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signals) ->
         time.sleep(pause)
     _, err = running.communicate(timeout=30)
     assert running.returncode == -number, err
-    assert f"{number.name}: a checkpoint is written after this step; once more ends it at once." in err
+    assert f"{number.name}: the run writes a checkpoint and leaves; once more ends it at once." in err
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
