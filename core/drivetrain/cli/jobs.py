@@ -88,7 +88,6 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
         report.sections("Done", [*report.metric_rows(outcome.metrics), *outcome.rows])
 
 
-<<<<<<< HEAD
 @dataclass(slots=True)
 class Assembled:
     """What a config names, and the trainer made of it."""
@@ -122,7 +121,8 @@ def assemble(
 
     trainer = Trainer(model=model, args=args, trace_hooks=trace_hooks, plugins=plugins, **data.parameters)
     return Assembled(named, data, trainer)
-=======
+
+
 def say_how_to_go_on(words: Sequence[str]) -> None:
     """Lets a run that is told to leave print the command by which it goes on."""
     from drivetrain.preemption import resumes_by
@@ -133,7 +133,6 @@ def say_how_to_go_on(words: Sequence[str]) -> None:
     else:
         launcher = " (and the launcher as before)" if asked_for() > 1 else ""
         resumes_by(again(["train", *words]) + launcher)
->>>>>>> 4337302 (wip)
 
 
 def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:
