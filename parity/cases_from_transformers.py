@@ -190,6 +190,14 @@ goes_on(
     lambda: Rows(text_rows(18, labels="causal")),
     adam_epsilon=1e-4,
 )
+goes_on(
+    "gpt2-tied-safetensors",
+    8,
+    lambda: gpt2(dropout=0.1),
+    lambda: Rows(text_rows(18, labels="causal")),
+    adam_epsilon=1e-4,
+    save_safetensors=True,
+)
 
 goes_on("at-the-end", 12, dropout, ours="the generators take the states that were saved", then=nothing_left)
 goes_on("mean-loss", 7, dropout, ours="the mean loss is that of all updates", then=mean_of_the_run)

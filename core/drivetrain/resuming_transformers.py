@@ -66,17 +66,20 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
     if changed:
         said.append(f"Changed since {folder} was written: {'; '.join(changed)}.")
     seeds = f"draws from a seed of ({run.args.seed}, {run.state.global_step}, r)"
-    if saved.world_size not in (None, processes.world_size):
+    before = broadcast(
+        saved.world_size, processes
+    )  # nodes that share no disk have random states of their own ranks
+    if before not in (None, processes.world_size):
         assert trainer.layout is not None
         said.append(
-            f"{folder} was written by {saved.world_size} process(es), and {processes.world_size} go on: an update has "
+            f"{folder} was written by {before} process(es), and {processes.world_size} go on: an update has "
             f"{trainer.layout.rows} rows, as the arguments say now, and rank r > 0 {seeds}."
         )
     elif saved.random is None:
         said.append(f"{folder} has no random state, so rank r {seeds}.")
     data: dict[str, Any] | None = None
     if not run.args.ignore_data_skip:
-        data, note = _order(run, epoch, done, saved.world_size or processes.world_size)
+        data, note = _order(run, epoch, done, before or processes.world_size)
         said += [note] if note else []
     if run.is_main_process:
         for line in said:

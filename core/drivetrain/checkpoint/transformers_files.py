@@ -122,7 +122,7 @@ def read_transformers(
     if os.path.exists(os.path.join(folder, SCALER)):
         train_state.loss_scale = _mapping(os.path.join(folder, SCALER))
     ranks = {int(match[1] or 0): name for name in _names(folder) if (match := _RANDOM.fullmatch(name))}
-    world = len(ranks) or None
+    world = max(ranks) + 1 if ranks else None
     own = ranks.get(rank) if rank == 0 or world == world_size else None
     return TransformersCheckpoint(
         train_state=train_state,

@@ -22,7 +22,7 @@ from support.launch import torchrun
 from support.transformers_4_34_0 import STEPS, Net, make, outcome, rows
 
 from drivetrain import CheckpointError, Trainer, TrainingArguments
-from drivetrain.checkpoint import last_checkpoint, written_by_transformers
+from drivetrain.checkpoint import last_checkpoint, load_checkpoint, written_by_transformers
 from drivetrain.checkpoint.transformers_files import problem_of, read_transformers
 from drivetrain.checkpoint.transformers_optimizer import group_names
 from drivetrain.checkpoint.transformers_pickles import read_pickle
@@ -489,3 +489,34 @@ def test_loss_scale_and_random_states_of_devices_are_read(tmp_path: Path) -> Non
         assert found.random is not None
         assert all(map(torch.equal, found.random.devices["cuda"], devices))
         assert found.version is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a CUDA device")
+def test_the_loss_scale_goes_on(tmp_path: Path) -> None:
+    folder = taken("adamw", tmp_path)
+    scale = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
+    torch.save({**scale, "_growth_tracker": 7}, folder / "scaler.pt")
+    made = trainer("adamw", tmp_path / "out", use_cpu=False, fp16=True)
+    made.train(resume_from_checkpoint=str(folder))
+    state = load_checkpoint(str(tmp_path / "out" / "checkpoint-10")).train_state
+    assert state is not None
+    assert state.loss_scale == {**scale, "_growth_tracker": 8}
+
+
+# -- the other way round ---------------------------------------------------------------------------------
+
+
+def test_from_pretrained_reads_a_checkpoint_in_shards(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config)
+    ids = torch.arange(6)
+    settings = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_steps": 2, "save_steps": 1}
+    arguments = TrainingArguments(str(tmp_path), **settings, max_shard_size="3KB")
+    Trainer(model, arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 8).train()
+    folder = tmp_path / "checkpoint-2"
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    again = transformers.GPT2LMHeadModel.from_pretrained(str(folder))
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
