@@ -79,6 +79,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Runs killed at every call of a save, and hundreds of times at random moments: `nox -s kills [-- --scale 0.2]`."""
+    install(session, *group("test"))
+    session.run("python", "-m", "durability", *session.posargs, env={**QUIET, "PYTHONPATH": str(HERE / "tests")})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style and form."""
     session.install(*group("lint"), *CONSTRAINED)
