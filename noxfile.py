@@ -82,7 +82,9 @@ def soak(session: nox.Session) -> None:
 def kills(session: nox.Session) -> None:
     """Runs killed at every call of a save, and hundreds of times at random moments: `nox -s kills [-- --scale 0.2]`."""
     install(session, *group("test"))
-    session.run("python", "-m", "durability", *session.posargs, env={**QUIET, "PYTHONPATH": str(HERE / "tests")})
+    session.run(
+        "python", "-m", "durability", *session.posargs, env={**QUIET, "PYTHONPATH": str(HERE / "tests")}
+    )
 
 
 @nox.session

@@ -57,6 +57,10 @@ def write_part(folder: str, state: TrainState, rank: int, world_size: int) -> No
     if state.gradients:
         name = gradients_name(rank)
         records[name] = tensor_files.write_tensors(os.path.join(folder, name), state.gradients)
+    for name in (*records, optimizer_stem(rank) + ".json"):
+        # By the host that wrote it: what it still holds of a file on a network, rank 0 cannot sync.
+        with open(os.path.join(folder, name), "rb") as file:
+            os.fsync(file.fileno())
     told = {name: [record.size, record.digest] for name, record in records.items()}
     write_json(folder, _RECORDS.format(rank=rank), told)
 
