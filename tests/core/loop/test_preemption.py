@@ -278,11 +278,13 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path, act: str, **more: Any) -> subprocess.Popen[str]:
+def start(
+    folder: Path, act: str, variables: dict[str, object] | None = None, **more: Any
+) -> subprocess.Popen[str]:
     (folder / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", str(folder / "script.py"), str(folder), str(SETTINGS | more), act],
-        env=environment(),
+        env=environment(**variables or {}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -334,3 +336,92 @@ def test_a_fork_of_the_run_ends_as_ever(tmp_path: Path) -> None:
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     assert "ENDED 26" in out
+
+
+STAND_IN = """#!/bin/sh
+echo "$@" >> {told}
+{end}
+"""
+
+
+def stand_in_for_scontrol(folder: Path, end: str = "exit 0") -> tuple[dict[str, object], Path]:
+    """There is no SLURM here: a program of that name on the PATH, and the file in which it notes what it is told."""
+    told, program = folder / "told", folder / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(STAND_IN.format(told=told, end=end))
+    program.chmod(0o755)
+    told.touch()
+    return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": 77}, told
+
+
+def test_a_job_of_slurm_goes_back_into_the_queue(tmp_path: Path, whole: Trainer) -> None:
+    """Started with SLURM's own variables, and after that as SLURM starts a requeued job: nobody says where to resume."""
+    variables, told = stand_in_for_scontrol(tmp_path)
+    running = start(tmp_path, "SIGUSR1", variables, requeue=True)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 75, err
+    assert told.read_text() == "requeue 77\n"
+    assert "Job 77 is in the queue again, and will go on from this checkpoint." in err
+    running = start(tmp_path, "pause", {**variables, "SLURM_RESTART_COUNT": 1}, requeue=True)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
+    assert f"the run goes on from {tmp_path}/checkpoint-5" in err
+    assert "ENDED 26" in out
+    last = trainer(tmp_path, **SETTINGS)
+    last.train(resume_from_checkpoint=str(tmp_path / "checkpoint-24"))
+    assert history(last) == history(whole)
+    assert weights_equal(last.model, whole.model)
+    assert told.read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "array", "end", "told", "sentence"),
+    [
+        (signal.SIGTERM, {}, "exit 0", "", ""),  # scancel's: who cancels a job does not want it back
+        (
+            signal.SIGUSR1,
+            {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"},
+            "exit 0",
+            "requeue 70_7\n",
+            "Job 70_7 is in the queue again, and will go on from this checkpoint.",
+        ),
+        (
+            signal.SIGUSR1,
+            {},
+            "echo Access denied >&2; exit 1",
+            "requeue 77\n",
+            "`scontrol requeue 77` failed: Access denied. The checkpoint stands: submit the job again, with "
+            "resume_from_checkpoint=True.",
+        ),
+        (
+            signal.SIGUSR1,
+            {"PATH": "/nowhere"},
+            "",
+            "",
+            "failed: there is no scontrol on the PATH. The checkpoint",
+        ),
+    ],
+)
+def test_which_job_goes_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    array: dict[str, str],
+    end: str,
+    told: str,
+    sentence: str,
+) -> None:
+    variables, noted = stand_in_for_scontrol(tmp_path, end)
+    for name, value in (variables | array).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(Preempted):
+        trainer(tmp_path, callbacks=[Signal("on_step_end", 2, number)], requeue=True, max_steps=3).train()
+    assert noted.read_text() == told
+    assert sentence in caplog.text
+    assert (tmp_path / "checkpoint-2").is_dir()
+
+
+def test_outside_of_slurm_there_is_no_queue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, requeue=True, max_steps=1).train()
+    assert "requeue=True has no effect: this is no job of SLURM." in caplog.text
