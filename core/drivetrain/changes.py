@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drivetrain.checkpoint.contents import CheckpointContents
 from drivetrain.checkpoint.plain import plain
+from drivetrain.resume_checks import model_class, rates_of
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -67,15 +68,13 @@ def _without_effect(name: str) -> str:
 
 def _model(run: Run, contents: CheckpointContents) -> Iterator[str]:
     before: Any = contents.configuration.get("model")
-    now = f"{type(run.model).__module__}:{type(run.model).__qualname__}"
+    now = model_class(run.model)
     if before is not None and before != now:
         yield f"the model was a {before} and is a {now}"
 
 
 def _length(run: Run, contents: CheckpointContents) -> Iterator[str]:
     """The run's length is what the schedule depends on."""
-    from drivetrain.resume_checks import rates_of
-
     state = contents.trainer_state
     before = state.get("max_steps") if isinstance(state, dict) else None
     if before is None or before == run.state.max_steps:

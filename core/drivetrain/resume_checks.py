@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 import xxhash
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -56,9 +57,16 @@ def facts_of(run: Run) -> dict[str, Any]:
     scheduler = run.lr_scheduler
     return {
         "data": facts,
-        "model": f"{type(run.model).__module__}:{type(run.model).__qualname__}",
+        "model": model_class(run.model),
         "scheduler": type(scheduler).__name__ if scheduler is not None else None,
     }
+
+
+def model_class(model: torch.nn.Module) -> str:
+    """The class of a model by its import string; of one that FSDP shards, the class beneath that it puts on top."""
+    kinds = (kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.distributed"))
+    kind = next(kinds)
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _digest(sampler: LengthGroupedSampler) -> str:

@@ -86,6 +86,8 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
     if wanted is None or wanted is False:
         if trainer.args.ignore_data_skip:
             logger.warning("ignore_data_skip=True has no effect: no checkpoint is resumed.")
+        if trainer.args.allow_resume_changes:
+            logger.warning("allow_resume_changes=True has no effect: no checkpoint is resumed.")
         return None
     if wanted is not True:
         return checkpoint_at(os.fspath(wanted))
@@ -177,11 +179,11 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     saved = checked_state(contents.trainer_state, folder)
     where = check_position(contents.position)
     loss = check_loss(contents.loss)
-    if contents.scheduler is not None and run.lr_scheduler is not None:
-        check_scheduler(run.lr_scheduler, contents.scheduler)
     with taken_from_checkpoint("The arguments or the schedule"):
         check_changes(run, contents, folder)
         changed = what_changed(run, contents)
+    if contents.scheduler is not None and run.lr_scheduler is not None:
+        check_scheduler(run.lr_scheduler, contents.scheduler)
     with taken_from_checkpoint("The weights or the optimizer's state"):
         run.strategy.state_in(contents.train_state)
     if contents.scheduler is not None and run.lr_scheduler is not None:

@@ -120,6 +120,9 @@ def test_a_checkpoint_of_transformers_is_named_as_such(run: Path, drivetrain: Co
     found = listed(drivetrain)["checkpoints"][-1]
     assert (found["writer"], found["valid"], found["resumes"]) == ("transformers", True, True)
     assert "valid, next to resume, written by transformers" in drivetrain("checkpoints", "list", "out").stdout
+    told = drivetrain("checkpoints", "verify", "out/checkpoint-40")
+    assert told.exit_code == 0
+    assert "written by transformers, without checksums" in told.stdout
     (theirs / "scheduler.pt").unlink()
     assert "has no scheduler.pt" in listed(drivetrain)["checkpoints"][-1]["problem"]
 

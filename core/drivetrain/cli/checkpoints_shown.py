@@ -22,6 +22,7 @@ from drivetrain.checkpoint.listing import (
     bytes_of,
     list_checkpoints,
     what_is_wrong,
+    writer_of,
 )
 from drivetrain.checkpoint.manifest import MANIFEST
 from drivetrain.checkpoint.plain import plain
@@ -210,10 +211,17 @@ def show_verification(paths: Sequence[str], as_json: bool) -> int:
             )
         )
     else:
-        rows = [(path, f"not valid: {_without(path, why)}" if why else f"valid, {size(bytes_of(path))}")
+        rows = [(path, f"not valid: {_without(path, why)}" if why else _whole(path))
                 for path, why in wrong.items()]  # fmt: skip
         table(("checkpoint", "state"), rows, styles=("cyan",), header=False)
     return 1 if any(wrong.values()) else 0
+
+
+def _whole(path: str) -> str:
+    told = f"valid, {size(bytes_of(path))}"
+    if writer_of(path) != TRANSFORMERS:
+        return told
+    return f"{told}, written by transformers, without checksums: whether a bit has turned cannot be told"
 
 
 @contextlib.contextmanager
@@ -273,7 +281,7 @@ def print_changes(found: Difference) -> None:
     for part in dict.fromkeys(change.part for change in found.changes):
         changes = found.of_part(part)
         title = part
-        if part in found.tensors:
+        if any(change.differ for change in changes):
             title += f": {_of_tensors(changes, found.tensors[part])}"
         rows = [(change.name, _what(change)) for change in changes[:_SHOWN]]
         if len(changes) > _SHOWN:
@@ -286,11 +294,9 @@ def print_changes(found: Difference) -> None:
 
 
 def _of_tensors(changes: Sequence[Change], count: int) -> str:
-    moved = [change for change in changes if change.max_abs is not None and change.differ]
-    if not moved:
-        return f"{count} tensors in both, none with other values"
-    furthest = max(change.max_abs or 0.0 for change in moved)
-    return f"{len(moved)} of {count} tensors differ, by at most {furthest:.3g}"
+    moved = [change for change in changes if change.differ]
+    furthest = max(moved, key=lambda change: change.max_abs or 0.0)
+    return f"{len(moved)} of {count} tensors differ, by at most {furthest.max_abs:.3g} ({furthest.name})"
 
 
 def _what(change: Change) -> str:

@@ -60,7 +60,7 @@ def verify_resume(words: Sequence[str], steps: int, nproc: str | None, keep: str
         for number, (title, place, stops, source) in enumerate(
             (
                 (f"{steps} steps in one go", whole, [half, steps], None),
-                (f"{half} steps", begun, [half], None),
+                (f"{half} step{'s' * (half > 1)}", begun, [half], None),
                 (f"a resume from there to {steps}", resumed, [steps], os.path.join(begun, at_half)),
             ),
             1,
