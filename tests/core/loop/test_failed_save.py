@@ -18,9 +18,12 @@ class Blocked(TrainerCallback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.saved: list[int] = []
+        self.saved: list[str] = []
+        self.trainer: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.writer is not None:
+            self.trainer.writer.join()  # so that it is clear which write meets the file
         if state.global_step == 3:
             shutil.rmtree(self.folder)
             self.folder.write_text("in the way")
@@ -28,7 +31,7 @@ class Blocked(TrainerCallback):
             self.folder.unlink()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.saved.append(state.global_step)
+        self.saved += sorted(path.name for path in self.folder.glob("checkpoint-*"))
 
 
 def make(folder: Path, **kwargs: Any) -> tuple[Any, Blocked]:
@@ -42,21 +45,28 @@ def make(folder: Path, **kwargs: Any) -> tuple[Any, Blocked]:
         "load_best_model_at_end": True,
         "compute_metrics": accuracy,
     }
-    return trainer(folder, callbacks=[blocked], **settings, **kwargs), blocked
+    made = blocked.trainer = trainer(folder, callbacks=[blocked], **settings, **kwargs)
+    return made, blocked
 
 
-def test_it_ends_the_run(tmp_path: Path) -> None:
-    made, blocked = make(tmp_path / "run")
+@pytest.mark.parametrize("form", [False, True])
+def test_it_ends_the_run(tmp_path: Path, form: bool) -> None:
+    made, blocked = make(tmp_path / "run", save_async=form)
     with pytest.raises(CheckpointError, match="checkpoint-4"):
         made.train()
-    assert blocked.saved == [2]
+    assert blocked.saved == (
+        [] if form else ["checkpoint-2"]
+    )  # with a thread it is told at the next save: it is gone
 
 
-def test_it_is_a_warning_where_that_was_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made, blocked = make(tmp_path / "run", on_save_error="warn")
+@pytest.mark.parametrize("form", [False, True])
+def test_it_is_a_warning_where_that_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: bool
+) -> None:
+    made, blocked = make(tmp_path / "run", on_save_error="warn", save_async=form)
     with caplog.at_level(logging.WARNING, "drivetrain"):
         made.train()
     assert "The run goes on without this checkpoint" in caplog.text
-    assert blocked.saved == [2, 6]
+    assert blocked.saved == (["checkpoint-6"] if form else ["checkpoint-2", "checkpoint-6"])
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
     assert made.state.best_model_checkpoint is None or "checkpoint-4" not in made.state.best_model_checkpoint

@@ -21,14 +21,15 @@ class Kill(TrainerCallback):
         if state.global_step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-trainer(sys.argv[1], dropout=0.2, gradient_accumulation_steps=2, max_steps=9, save_steps=2, logging_steps=1, callbacks=[Kill]).train()
+trainer(sys.argv[1], dropout=0.2, gradient_accumulation_steps=2, max_steps=9, save_steps=2, logging_steps=1, save_async={form}, callbacks=[Kill]).train()
 """
 
 
+@pytest.mark.parametrize("form", [False, True])
 @pytest.mark.parametrize("event", ["on_step_end", "on_substep_end"])
-def test_a_killed_process_resumes(tmp_path: Path, event: str) -> None:
+def test_a_killed_process_resumes(tmp_path: Path, event: str, form: bool) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(event=event))
+    script.write_text(SCRIPT.format(event=event, form=form))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,6 +187,30 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def alike(one: Path, other: Path) -> bool:
+    """Whether two runs have written the same checkpoints, but for where they lie and what the clock says."""
+    names = sorted(path.name for path in one.glob("checkpoint-*"))
+    assert names == sorted(path.name for path in other.glob("checkpoint-*"))
+    for name in names:
+        files = sorted(path.name for path in (one / name).iterdir())
+        assert files == sorted(path.name for path in (other / name).iterdir())
+        for file in files:
+            a, b = ((folder / name / file).read_bytes() for folder in (one, other))
+            if file in ("trainer_state.json", "run.json"):
+                assert _timeless(a, one) == _timeless(b, other), (name, file)
+            elif file not in ("training_args.json", "manifest.json"):
+                assert a == b, (name, file)
+    return bool(names)
+
+
+def _timeless(content: bytes, folder: Path) -> Any:
+    tree = json.loads(content.decode().replace(str(folder), "RUN"))
+    for row in tree.get("log_history", ()):
+        for key in [key for key in row if "runtime" in key or "per_second" in key]:
+            del row[key]
+    return tree
+
+
 def disturb() -> None:
     """Another process has other random states."""
     torch.manual_seed(999)
@@ -195,6 +220,7 @@ def disturb() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_resumed_from_everywhere(tmp_path: Path, scenario: str) -> None:
+    """Written at once, or in a thread: the checkpoints are the same, and so is what they are resumed to."""
     values = SCENARIOS[scenario]
     whole = build(tmp_path / "whole", values())
     whole.train()
@@ -204,6 +230,10 @@ def test_resumed_from_everywhere(tmp_path: Path, scenario: str) -> None:
         (tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
     assert len(checkpoints) >= 2
+    beside = build(tmp_path / "beside", {**values(), "save_async": True})
+    beside.train()
+    assert history(beside) == history(whole)
+    assert alike(tmp_path / "whole", tmp_path / "beside")
     if "workers" in scenario:
         checkpoints = checkpoints[1::3]  # starting workers takes its time
     if scenario == "early stopping":
@@ -261,9 +291,12 @@ class Interrupt(TrainerCallback):
         self._maybe("on_substep_end", state)
 
 
+@pytest.mark.parametrize("form", [False, True])
 @pytest.mark.parametrize(("event", "step"), [("on_step_end", 2), ("on_substep_end", 2), ("on_step_end", 3)])
-def test_the_same_trainer_goes_on_after_an_interruption(tmp_path: Path, event: str, step: int) -> None:
-    values = SCENARIOS["accumulation with an uneven end"]() | {"max_steps": 5}
+def test_the_same_trainer_goes_on_after_an_interruption(
+    tmp_path: Path, event: str, step: int, form: bool
+) -> None:
+    values = SCENARIOS["accumulation with an uneven end"]() | {"max_steps": 5, "save_async": form}
     whole = build(tmp_path / "whole", values)
     whole.train()
     broken = build(tmp_path / "broken", {**values, "callbacks": [Interrupt(event, step)]})
@@ -292,8 +325,6 @@ class Big(torch.utils.data.Dataset[Any]):
 
 def test_nothing_that_was_seen_is_loaded_at_batch_one_million(tmp_path: Path) -> None:
     """The position is a number: a checkpoint of batch 4 told to be of batch 1,000,000 goes on there."""
-    import json
-
     data = Big()
     settings: dict[str, Any] = {"data": data, "max_steps": 4, "save_steps": 4, "save_strategy": "steps"}
     first = trainer(tmp_path / "out", per_device_train_batch_size=8, **settings)
