@@ -18,6 +18,7 @@ from drivetrain.checkpoint import (
 )
 from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.checkpoint.transformers_optimizer import group_names
+from drivetrain.data.trusting import checked
 from drivetrain.elastic import micro_batches, saved_layout
 from drivetrain.errors import CheckpointError, did_you_mean
 from drivetrain.gathering import broadcast
@@ -202,6 +203,8 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     logger.info(
         "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
     )
+    if where["data"] is not None:
+        checked(where["data"])
     return Position(
         epoch=where["epoch"],
         batch=where["batch"],

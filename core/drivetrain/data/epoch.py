@@ -43,6 +43,7 @@ from drivetrain.data.stream import next_pass
 from drivetrain.data.workers import Workers, workers_of
 from drivetrain.errors import ConfigurationError
 from drivetrain.gathering import gather_counts, gather_objects
+from drivetrain.trust import taken_from_checkpoint
 
 logger = logging.getLogger("drivetrain")
 
@@ -255,7 +256,11 @@ class BatchIterator:
         if self._position is not None and self._position.get("ended"):
             carry_over(self.dataloader, self._position, self.processes)
             return
-        items, current = self._open()
+        if self._position is None:
+            items, current = self._open()
+        else:
+            with taken_from_checkpoint("The position in the data"):
+                items, current = self._open()
         self._begun = True
         try:
             if current is None:
