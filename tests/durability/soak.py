@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -261,6 +261,8 @@ def before_the_first_save(calls: list[faults.Call]) -> range:
     return range(1, saves(calls)[0].start)
 
 
+PARTS = ("random", "torchrun", "starts", "calls")
+
 # How often each form is killed at random moments in the long form.
 RANDOM = {
     "sync": 120,
@@ -275,27 +277,28 @@ RANDOM = {
 }
 
 
-def long_form(soak: Soak, scale: float) -> None:
+def long_form(soak: Soak, parts: Collection[str], scale: float, stride: int) -> None:
     """More than 300 kills at random moments, and every call of some saves, of a replacement and of a start."""
 
     def told() -> None:
         print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
 
-    for variant, count in RANDOM.items():
+    for variant, count in RANDOM.items() if "random" in parts else ():
         for _ in range(round(count * scale)):
             soak.at_random(variant)
         told()
-    for variant in ("2 ranks", "2 ranks, async", "2 ranks, sharded"):
+    for variant in ("2 ranks", "2 ranks, async", "2 ranks, sharded") if "torchrun" in parts else ():
         soak.under_torchrun(variant, 4)
-    told()
-    starts(soak, 1)
-    told()
-    soak.every_call("one kept", saves(soak.known("one kept").calls)[-1])
-    for variant in ("sync", "async"):
+        told()
+    if "starts" in parts:
+        starts(soak, stride)
+        told()
+    for variant in ("sync", "async", "one kept") if "calls" in parts else ():
         of = saves(soak.known(variant).calls)
         # The first, with the folder made for it; one that rotates; the last, and the end of the run.
-        for numbers in (range(1, of[0].stop), of[3], of[-1]):
-            soak.every_call(variant, numbers)
+        several = (range(1, of[0].stop), of[3], of[-1]) if variant != "one kept" else (of[-1],)
+        for numbers in several:
+            soak.every_call(variant, numbers[::stride])
             told()
 
 
@@ -355,6 +358,8 @@ def main() -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of the long form: how many random kills, times this"
     )
+    parser.add_argument("--stride", type=int, default=1, help="of the long form: every so many calls")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the long form")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", required=True, help="where the runs live")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
@@ -365,7 +370,7 @@ def main() -> int:
     if chosen.kills is not None:
         short_form(soak, chosen.kills)
     else:
-        long_form(soak, chosen.scale)
+        long_form(soak, chosen.parts, chosen.scale, chosen.stride)
     for failure in soak.failures:
         print(failure + "\n")
     if chosen.json:
