@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drivetrain.background import BackgroundWriter
     from drivetrain.disk_plan import DiskPlan
     from drivetrain.elastic import Layout
+    from drivetrain.last_update import LastUpdate
     from drivetrain.preemption import Preemption
     from drivetrain.session import Session
     from drivetrain.slots import LRScheduler, TrainState
@@ -39,6 +40,7 @@ class TrainerBase:
         resumed_from: the checkpoint that the run goes on from, if any.
         writer, snapshot: the thread that writes checkpoints, and the state that is being written.
         preemption: hears the signals that ask a run to leave; None before `train()`, and where nothing is saved.
+        last_update: writes a checkpoint after an error; None where that was not asked for.
     """
 
     args: TrainingArguments
@@ -64,6 +66,7 @@ class TrainerBase:
     writer: BackgroundWriter | None
     snapshot: TrainState | None
     preemption: Preemption | None
+    last_update: LastUpdate | None
     _train_batch_size: int
     _made_scheduler: bool
     _past: Any = None

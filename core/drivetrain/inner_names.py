@@ -191,6 +191,10 @@ class InnerNames(TrainerBase):
 
     def service(self) -> tuple[Callable[[Run], None], bool]:
         """What the loop calls for what is due, and whether it is called at every update."""
+        serve, always = self._serves()
+        return (serve, always) if self.last_update is None else (self.last_update.after(serve), True)
+
+    def _serves(self) -> tuple[Callable[[Run], None], bool]:
         if type(self)._maybe_log_save_evaluate is InnerNames._maybe_log_save_evaluate:
             return self.serve, False
 

@@ -51,6 +51,7 @@ class Preemption:
 
     Attributes:
         told: the signal that all ranks have agreed to leave by; None until then.
+        saved: the checkpoint that was written last; None before the first.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -58,7 +59,7 @@ class Preemption:
         self.told: signal.Signals | None = None
         self._signals = Signals(says_so=trainer.is_world_process_zero())
         self._alone = trainer.args.world_size == 1
-        self._saved: str | None = None  # the checkpoint that was written last
+        self.saved: str | None = None
         self._next = 0  # the step after which the ranks meet
         self._every = 1  # steps between two meetings
         self._asked: Callable[[], list[int]] | None = None
@@ -86,7 +87,7 @@ class Preemption:
         """The ranks meet at the first step."""
         self._next, self._every, self._asked = run.state.global_step + 1, 1, None
         self._met = run.state.global_step, time.perf_counter()
-        self._saved = None
+        self.saved = None
 
     @hookimpl(trylast=True)
     def on_step_end(self, run: Run) -> None:
@@ -105,7 +106,7 @@ class Preemption:
     @hookimpl(tryfirst=True)
     def on_save(self, run: Run, checkpoint: str) -> None:
         """Notes what is whole."""
-        self._saved = checkpoint
+        self.saved = checkpoint
 
     @hookimpl(tryfirst=True)
     def on_epoch_end(self, run: Run) -> None:
@@ -163,7 +164,7 @@ class Preemption:
         trainer, state = self.trainer, run.state
         folder = os.path.join(saving.run_folder(trainer), f"{saving.PREFIX}-{state.global_step}")
         trainer._finish_saving(run)
-        if self._saved != folder:
+        if self.saved != folder:
             # Somebody has cleared the flag, or it failed and was a warning: the run ends here, so it must be.
             saving.save(trainer, run, None)
             if trainer.writer is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drivetrain.background import BackgroundWriter, Write
 from drivetrain.checkpoint import (
@@ -45,7 +45,12 @@ def run_folder(trainer: Trainer) -> str:
     return trainer.args.output_dir
 
 
-def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
+def save(
+    trainer: Trainer,
+    run: Run,
+    metrics: dict[str, float] | None,
+    change: Callable[[CheckpointContents], None] | None = None,
+) -> None:
     """Writes `checkpoint-STEP`, notes whether it is the best, and deletes what is too old. A collective.
 
     Under `save_async` the state is copied to host memory, and a thread writes it; `end_write` tells how it went.
@@ -54,6 +59,7 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
         trainer: its `save_model` writes the weights.
         run: the run.
         metrics: of the evaluation at this very step, or None.
+        change: changes what is to be written, before it is.
     """
     folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
     if folder in (trainer.others or ()) and run.is_main_process:
@@ -67,6 +73,8 @@ def save(trainer: Trainer, run: Run, metrics: dict[str, float] | None) -> None:
     with _best_if_written(run, write):
         note_best(trainer, folder, metrics)
         contents = gather(trainer, run)
+        if change is not None:
+            change(contents)
         state, writer = contents.train_state, trainer.writer
         assert state is not None
         writes = run.is_main_process or state.spread
@@ -179,7 +187,7 @@ def _tell_not_called(kind: Hashable) -> None:
 
 def gather(trainer: Trainer, run: Run) -> CheckpointContents:
     """All that a checkpoint holds. A collective."""
-    position, state = trainer.position, run.state
+    state = run.state
     first, *others = gather_objects(RandomState.capture(), run.processes)
     return CheckpointContents(
         train_state=run.strategy.state_out(),
@@ -190,20 +198,26 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
         trainer_state={**vars(state), "log_history": [dict(row) for row in state.log_history]},
         args=run.args.to_dict(),
         plugins={f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()},
-        position={
-            "epoch": position.epoch,
-            "batch": position.batch,
-            "micro_batches": position.micro_batches,
-            "epoch_ended": position.epoch_ended,
-            "data": trainer.batches.position() if trainer.batches is not None else None,
-            "epoch_stop": run.control.should_epoch_stop,
-            "layout": trainer.layout.to_json() if trainer.layout is not None else None,
-        },
+        position=position_of(trainer, run),
         configuration={"launch": run.processes.launch, **facts_of(run)},
         loss=trainer.losses.state(run.strategy),
         plugin_states=plugin_states(run),
         callback_states=callback_states(trainer),
     )
+
+
+def position_of(trainer: Trainer, run: Run) -> dict[str, Any]:
+    """Where a run is. A collective."""
+    position = trainer.position
+    return {
+        "epoch": position.epoch,
+        "batch": position.batch,
+        "micro_batches": position.micro_batches,
+        "epoch_ended": position.epoch_ended,
+        "data": trainer.batches.position() if trainer.batches is not None else None,
+        "epoch_stop": run.control.should_epoch_stop,
+        "layout": trainer.layout.to_json() if trainer.layout is not None else None,
+    }
 
 
 def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -> None:

@@ -71,7 +71,9 @@ class Signals:
             self.first, self._at = signal.Signals(number), time.monotonic()
             if self._says_so:
                 # Not by a stream, in the middle of whose own work a handler may come.
-                line = f"{self.first.name}: the run writes a checkpoint and leaves; once more ends it at once.\n"
+                line = (
+                    f"{self.first.name}: the run writes a checkpoint and leaves; once more ends it at once.\n"
+                )
                 with contextlib.suppress(OSError):
                     os.write(2, line.encode())
         elif time.monotonic() - self._at > TOGETHER:

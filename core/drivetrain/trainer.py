@@ -31,6 +31,7 @@ from drivetrain.evaluation import output_at, speed_metrics
 from drivetrain.inner_names import InnerNames
 from drivetrain.inputs import Inputs
 from drivetrain.keeping import Keeping
+from drivetrain.last_update import LastUpdate, last_update_of
 from drivetrain.length import RunLength, every
 from drivetrain.loop import Position, train_loop
 from drivetrain.loss import LossWindow
@@ -176,6 +177,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
         self.writer: BackgroundWriter | None = None
         self.preemption: Preemption | None = None
+        self.last_update: LastUpdate | None = None
         self.snapshot: TrainState | None = None
         self.clock = time.perf_counter()
         self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
@@ -385,7 +387,13 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         )  # fmt: skip
         start = time.time()
         run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made
-        train_loop(self, run, length, self.losses, self.position)
+        self.last_update = last_update_of(self, run)
+        try:
+            train_loop(self, run, length, self.losses, self.position)
+        except BaseException as error:
+            if self.last_update is not None:
+                self.last_update.save(run, error)
+            raise
         self._finish_saving(run)
         if self.preemption is not None:
             self.preemption.settle(run)

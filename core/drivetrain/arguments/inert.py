@@ -30,9 +30,14 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("log_on_each_node", "save_on_each_node"), lambda args: on_one_node(), "there is one node"),
     (("save_steps",), lambda args: args.save_strategy != "steps", "save_strategy is not 'steps'"),
     (
-        ("save_total_limit", "save_async", "on_save_error", "requeue"),
+        ("save_total_limit", "save_async", "on_save_error", "requeue", "save_on_exception"),
         lambda args: args.save_strategy == "no",
         "save_strategy is 'no'",
+    ),
+    (
+        ("save_on_exception",),
+        lambda args: asked_for() > 1,
+        "an error of one process leaves the others in the middle of a step",
     ),
     (("requeue",), lambda args: job_of_slurm() is None, "this is no job of SLURM"),
     (

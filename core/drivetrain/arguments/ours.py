@@ -51,6 +51,10 @@ class Ours:
     save_async: bool = argument(False, "Write checkpoints while training goes on.")
     on_save_error: OnSaveError | str = argument("stop", "Whether a failed save ends the run or is a warning.")
     max_shard_size: str = argument("5GB", "Weights are split into files no larger than this.", check=size)
+    save_on_exception: bool = argument(
+        False,
+        "Write a checkpoint of the last update when an error ends training, where the error has left it whole.",
+    )
     requeue: bool = argument(
         False, "When SIGUSR1 has ended training with a checkpoint, put the SLURM job into its queue again."
     )
