@@ -88,6 +88,14 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Checkpoints of random contents, guided by the lines they reach: `nox -s fuzz [-- SECONDS]`, by default 120."""
+    install(session, *group("fuzz"))
+    path = os.pathsep.join((str(HERE), str(HERE / "tests")))
+    session.run("python", "tests/fuzz/running.py", *session.posargs, env={**QUIET, "PYTHONPATH": path})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style and form."""
     session.install(*group("lint"), *CONSTRAINED)

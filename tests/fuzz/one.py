@@ -6,9 +6,11 @@ place of SECONDS is run once.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import atheris
@@ -21,6 +23,8 @@ with atheris.instrument_imports(
 
 def main() -> None:
     name, seconds = sys.argv[1], sys.argv[2]
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
     bench = Bench()
 
     def run(data: bytes) -> None:

@@ -12,10 +12,8 @@ resume      as `tree`, and a trainer goes on from it
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,8 +30,6 @@ class Bench:
     """A real checkpoint, and a place where forged ones are put."""
 
     def __init__(self) -> None:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
         self.folder = Path(tempfile.mkdtemp(prefix="drivetrain-fuzz-"))
         forge.run_of(self.folder / "run").train()
         self.checkpoint = self.folder / "run" / "checkpoint-2"

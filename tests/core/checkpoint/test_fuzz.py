@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz.targets import TARGETS, Bench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import forge
@@ -137,3 +139,18 @@ def test_no_json_at_all(checkpoint: Path, place: Path, name: str, text: str) -> 
     with warnings.catch_warnings():
         folder = forge.forged(checkpoint, place / "checkpoint-2", {name: text.encode("latin-1")})
         assert not forge.read_in_every_way(folder)
+
+
+FOUND = sorted((Path(__file__).parents[2] / "fuzz" / "found").iterdir())
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
+def test_what_a_fuzzer_found_once(bench: Bench, path: Path) -> None:
+    TARGETS[path.name.partition("-")[0]](bench, path.read_bytes())

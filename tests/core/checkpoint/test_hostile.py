@@ -215,6 +215,12 @@ def test_an_optimizers_state_that_fails_at_the_first_update(checkpoint: Path, tm
         forge.run_of(tmp_path / "resumed").train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_an_optimizers_option_of_another_type(checkpoint: Path, tmp_path: Path) -> None:
+    changed(checkpoint, "optimizer.json", lambda tree: tree["groups"][1].update(amsgrad=[1]))
+    with pytest.raises(CheckpointError, match="AdamW cannot go on with the optimizer state"):
+        forge.run_of(tmp_path / "resumed").train(resume_from_checkpoint=str(checkpoint))
+
+
 @pytest.mark.parametrize("position", [-1, 625, 2**31 - 1])
 def test_a_generators_position_outside_of_its_numbers(position: int) -> None:
     state = RandomState.capture()
