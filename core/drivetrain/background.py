@@ -110,7 +110,7 @@ class BackgroundWriter:
         Its group is its own: training goes on in the run's, and two threads must not mix their collectives.
         """
         if self._group is None:
-            timeout = timedelta(seconds=self._run.args.ddp_timeout)
+            timeout = timedelta(seconds=self._run.args.ddp_timeout or 1800)
             self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
         def exchange(value: Any) -> list[Any]:

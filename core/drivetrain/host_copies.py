@@ -79,7 +79,7 @@ class HostCopies:
             ]
             if not missing:
                 continue
-            parts = _memory(max(sum(sizes), 1), pinned).split(sizes)
+            parts = torch.split(_memory(max(sum(sizes), 1), pinned), sizes)
             for (path, tensor), part in zip(missing.items(), parts, strict=True):
                 of_tensor = part[: tensor.numel() * tensor.element_size()]
                 self._kept[path] = of_tensor.view(tensor.dtype).view(tensor.shape)
@@ -98,12 +98,13 @@ class _Memory(mmap.mmap):
 
     def lock(self, address: int, size: int) -> None:
         """Lets a CUDA device copy to it by itself; where that is refused, copies go through the driver's own memory."""
-        if int(torch.cuda.cudart().cudaHostRegister(address, size, 1)) == 0:
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(runtime.cudaHostRegister(address, size, 1)) == 0:
             self.locked_at, self.process = address, os.getpid()
 
     def __del__(self) -> None:
         if self.locked_at is not None and self.process == os.getpid():
-            torch.cuda.cudart().cudaHostUnregister(self.locked_at)
+            torch.cuda.cudart().cudaHostUnregister(self.locked_at)  # type: ignore[no-untyped-call]
 
 
 def _memory(size: int, pinned: bool) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from drivetrain import discover
 from drivetrain.base import TrainerBase
 from drivetrain.checkpoint import write_model
+from drivetrain.checkpoint.manifest import FileRecord
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import import_string
 from drivetrain.requirements import missing
@@ -29,6 +30,7 @@ class Output(TrainerBase):
     """
 
     hub_model_id: str | None = None
+    _written: dict[str, FileRecord]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and the tokenizer, where `from_pretrained` finds them.
@@ -66,9 +68,20 @@ class Output(TrainerBase):
             weights[name] = whole[id(tensor)]
         return weights
 
-    def save_into_checkpoint(self, folder: str) -> None:
-        """What a checkpoint calls for the weights: `save_model`, which a script may have overridden."""
+    def save_into_checkpoint(self, folder: str) -> dict[str, FileRecord]:
+        """What a checkpoint calls for the weights: `save_model`, which a script may have overridden.
+
+        Returns:
+            What is known of the files with weights, where nobody can have changed them since they were written.
+        """
+        self._written = {}
         self.save_model(folder, _internal_call=True)
+        return {} if self.own_saves() else self._written
+
+    def own_saves(self) -> tuple[str, ...]:
+        """What of the writing of a model a subclass does in its own way."""
+        names = ("save_model", "_save")
+        return tuple(name for name in names if getattr(type(self), name) is not getattr(Output, name))
 
     def save_description(self, folder: str) -> None:
         """The configuration and the tokenizer, for a checkpoint whose weights every process writes a part of."""
@@ -86,7 +99,7 @@ class Output(TrainerBase):
             state_dict: the weights; by default the model's.
         """
         folder = output_dir if output_dir is not None else self.args.output_dir
-        write_model(
+        self._written = write_model(
             self.model,
             folder,
             weights=self._weights() if state_dict is None else state_dict,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -25,7 +25,6 @@ from drivetrain.errors import CheckpointError
 from drivetrain.gathering import gather_objects
 from drivetrain.host_copies import HostCopies
 from drivetrain.listener_states import callback_states, plugin_states
-from drivetrain.output import Output
 from drivetrain.resume_checks import facts_of
 from drivetrain.slots import STATE_PARTS
 
@@ -79,7 +78,7 @@ def save(
         assert state is not None
         writes = run.is_main_process or state.spread
         if state.spread and run.is_main_process:
-            _tell_not_called(type(trainer))
+            _tell_not_called(type(trainer).__name__, trainer.own_saves())
         if writer is None:
             between: Exchange = partial(gather_objects, processes=run.processes)
             with alike(between) if not state.spread else nullcontext():
@@ -133,7 +132,8 @@ def _write(
                 save_model=trainer.save_description,
             )
         else:
-            save_checkpoint(folder, contents, save_model=trainer.save_into_checkpoint)
+            meanwhile = trainer.writer is not None
+            save_checkpoint(folder, contents, save_model=trainer.save_into_checkpoint, meanwhile=meanwhile)
     finally:
         trainer.snapshot = None
     if run.is_main_process:
@@ -171,16 +171,13 @@ def _set_aside(contents: CheckpointContents, copies: HostCopies) -> None:
 
 
 @cache
-def _tell_not_called(kind: Hashable) -> None:
-    """Says once of a class that what it overrides is not called, since no process holds the whole model."""
-    overridden = [
-        name for name in ("save_model", "_save") if getattr(kind, name) is not getattr(Output, name)
-    ]
+def _tell_not_called(kind: str, overridden: tuple[str, ...]) -> None:
+    """Says it once of a class: no process holds the whole model that it would write."""
     if overridden:
         logger.warning(
             "%s overrides %s, which checkpoints do not call while each process writes a part of the weights: choose "
             "state_dict_type='full_state_dict' where it must be called.",
-            getattr(kind, "__name__", kind),
+            kind,
             " and ".join(overridden),
         )
 

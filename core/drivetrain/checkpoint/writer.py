@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from drivetrain.checkpoint.randomness import RandomState
 from drivetrain.checkpoint.spread import join_parts, write_part, write_weights_part
 from drivetrain.checkpoint.tensors import nbytes, write_tensors
 from drivetrain.checkpoint.together import Exchange, alike
-from drivetrain.checkpoint.weights import holds, write_exact, write_weights
+from drivetrain.checkpoint.weights import holds, read_weights, write_exact, write_weights
 from drivetrain.errors import CheckpointError
 from drivetrain.secret import has_secret, without_secrets
 from drivetrain.slots import TrainState
@@ -42,7 +42,11 @@ logger = logging.getLogger("drivetrain")
 
 
 def save_checkpoint(
-    folder: str, contents: CheckpointContents, *, save_model: Callable[[str], Any] | None = None
+    folder: str,
+    contents: CheckpointContents,
+    *,
+    save_model: Callable[[str], Any] | None = None,
+    meanwhile: bool = False,
 ) -> None:
     """Writes a checkpoint. One process does so, however many there are: the state is whole, and so are `contents`.
 
@@ -54,6 +58,8 @@ def save_checkpoint(
         save_model: writes weights (and a tokenizer, a configuration, ...) into the folder it is given, and
             may return the records of `write_model`. Weights of `contents.train_state` that it leaves out, or
             changes, are saved beside. Without it they are written as `model.safetensors`.
+        meanwhile: whether the model is trained while this goes on, so that what `save_model` wrote may be of another
+            step: it is compared.
 
     Raises:
         CheckpointError: it could not be written; one sentence. Nothing of it is left, and what stood there
@@ -64,7 +70,7 @@ def save_checkpoint(
     state = contents.train_state
     with files.one_sentence(folder, 0 if state is None else bytes_needed(state), temporary):
         _make(temporary, folder)
-        records = _write_weights(temporary, state, save_model)
+        records = _write_weights(temporary, os.path.basename(folder), state, save_model, meanwhile)
         seal(temporary, records | _write(temporary, contents))
         files.replace_tree(temporary, folder)
 
@@ -165,7 +171,11 @@ def _write(folder: str, contents: CheckpointContents) -> dict[str, FileRecord]:
 
 
 def _write_weights(
-    folder: str, state: TrainState | None, save_model: Callable[[str], Any] | None
+    folder: str,
+    name: str,
+    state: TrainState | None,
+    save_model: Callable[[str], Any] | None,
+    meanwhile: bool,
 ) -> dict[str, FileRecord]:
     if save_model is None:
         return write_weights(folder, state.weights) if state is not None else {}
@@ -174,10 +184,31 @@ def _write_weights(
     if state is not None and not holds(folder, state.weights):
         logger.info(
             "What save_model wrote is not the whole state of the model; %s has that beside it.",
-            os.path.basename(folder),
+            name,
+        )
+        records |= write_exact(folder, state.weights)
+    elif state is not None and meanwhile and not records and not _are(folder, state.weights):
+        logger.warning(
+            "What save_model wrote into %s are not the weights of its step, since training went on; it has those too, as "
+            "weights.safetensors. Write the state_dict that _save is given.",
+            name,
         )
         records |= write_exact(folder, state.weights)
     return records
+
+
+def _are(folder: str, weights: Mapping[str, Any]) -> bool:
+    """Whether the weights in a folder are these, bit for bit; it is known that they have their names and shapes."""
+    written = read_weights(folder)
+    return all(
+        torch.equal(_bytes(written[name]), _bytes(tensor))
+        for name, tensor in weights.items()
+        if name in written and isinstance(tensor, torch.Tensor)
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def write_train_state(folder: str, state: TrainState) -> dict[str, FileRecord]:

@@ -41,6 +41,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+class Own(Trainer):
+    """What it overrides is called for every checkpoint but those that each process writes a part of."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        Path(output_dir or "", "own.txt").touch()
+
+
 class Told(TrainerCallback):
     """At which step the listeners are told, and of how many whole checkpoints there were then."""
 
@@ -69,7 +77,7 @@ def both_forms(output: Path, name: str) -> None:
     engine = ENGINES[name]
     plain, _ = made(output / "sync", **engine)
     plain.train()
-    other, told = made(output / "async", save_async=True, **engine)
+    other, told = made(output / "async", save_async=True, cls=Own, **engine)
     other.train()
     assert weights_equal(plain.model, other.model)
     assert history(plain) == history(other)
@@ -79,7 +87,8 @@ def both_forms(output: Path, name: str) -> None:
         folder = output / "async" / f"checkpoint-{step}"
         assert validate(str(folder)) is None
         files = {path.name for path in folder.iterdir()}
-        assert files == {path.name for path in (output / "sync" / folder.name).iterdir()}
+        assert ("own.txt" in files) == (name != "fsdp, each its part")
+        assert files - {"own.txt"} == {path.name for path in (output / "sync" / folder.name).iterdir()}
         assert "random-1.json" in files
         assert ("optimizer-1.json" in files) == (name == "fsdp, each its part")
     for step, form in ((4, False), (6, True)):

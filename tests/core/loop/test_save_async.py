@@ -220,6 +220,27 @@ def test_the_best_is_one_that_was_written(tmp_path: Path, caplog: pytest.LogCapt
     assert whole(tmp_path) == [15]
 
 
+def test_an_override_that_writes_the_model_in_training_is_found_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread calls it while the model is trained: the checkpoint has the weights of its step all the same."""
+    plain = trainer(tmp_path / "plain", **SETTINGS)
+    plain.train()
+
+    class Careless(Slow):
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            super()._save(output_dir, dict(self.model.state_dict()))
+
+    made = trainer(tmp_path / "run", cls=Careless, save_async=True, **SETTINGS)
+    made.spans = []
+    made.train()
+    assert "What save_model wrote into checkpoint-5 are not the weights of its step" in caplog.text
+    again = trainer(tmp_path / "again", **SETTINGS)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))
+    assert weights_equal(plain.model, again.model)
+    assert whole(tmp_path / "run") == [5, 10, 15, 20]
+
+
 class Unpackable:
     """A plugin whose state no checkpoint can hold."""
 

@@ -26,6 +26,9 @@ def test_both_forms_are_one_under_every_strategy(tmp_path: Path) -> None:
     engines += ["oss"] if find_spec("fairscale") is not None else []
     said = torchrun(SCRIPT, str(tmp_path), "both", ";".join(engines))
     assert [name for name in engines if f"{name}: fine" not in said] == []
+    assert (
+        said.count("Own overrides _save, which checkpoints do not call while each process writes a part") == 1
+    )
 
 
 def test_what_one_rank_cannot_write_is_an_error_or_a_warning_on_all(tmp_path: Path) -> None:
