@@ -100,7 +100,7 @@ def save_spread(
     temporary = files.beside(folder, "tmp") if rank == 0 else ""
     state = contents.train_state
     assert state is not None
-    needed = bytes_needed(state) * (1 + len(contents.others))
+    needed = sum(exchange(bytes_needed(state)))
     try:
         with alike(exchange, temporary) as said, _in_a_sentence(folder, needed, temporary):
             if rank == 0:
@@ -189,8 +189,8 @@ def _write_weights(
         records |= write_exact(folder, state.weights)
     elif state is not None and meanwhile and not records and not _are(folder, state.weights):
         logger.warning(
-            "What save_model wrote into %s are not the weights of its step, since training went on; it has those too, as "
-            "weights.safetensors. Write the state_dict that _save is given.",
+            "What save_model wrote into %s are not the weights of its step, since training went on; it has those too, "
+            "as weights.safetensors. Write the state_dict that _save is given.",
             name,
         )
         records |= write_exact(folder, state.weights)

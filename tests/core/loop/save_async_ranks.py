@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 import torch.distributed as dist
 from support.toy import history, rows, trainer, weights_equal
 
-from drivetrain import CheckpointError, ProcessError, Trainer, TrainerCallback, TrainingArguments
+from drivetrain import CheckpointError, ProcessError, Trainer, TrainerCallback, TrainingArguments, saving
 from drivetrain.checkpoint import spread, validate
 from drivetrain.processes import current
 
@@ -72,13 +75,30 @@ def made(folder: Path, **values: Any) -> tuple[Trainer, Told]:
     return trainer(folder, data=rows(53), callbacks=callbacks, **settings), told
 
 
+@contextlib.contextmanager
+def later_than_training() -> Iterator[None]:
+    """Threads begin to write when the next update is done: what they were given must not have changed with it."""
+    write = saving._write
+
+    def waits(trained: Trainer, *rest: Any) -> None:
+        begun, deadline = trained.state.global_step, time.monotonic() + 30
+        while trained.state.global_step == begun and time.monotonic() < deadline:
+            time.sleep(0.001)
+        write(trained, *rest)
+
+    saving._write = waits
+    yield
+    saving._write = write
+
+
 def both_forms(output: Path, name: str) -> None:
     """Writing in a thread changes nothing of what is trained, written, told, and resumed."""
     engine = ENGINES[name]
     plain, _ = made(output / "sync", **engine)
     plain.train()
     other, told = made(output / "async", save_async=True, cls=Own, **engine)
-    other.train()
+    with later_than_training():
+        other.train()
     assert weights_equal(plain.model, other.model)
     assert history(plain) == history(other)
     assert len(told.steps) == 4, told.steps
