@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from drivetrain.errors import ConfigurationError as ConfigurationError
     from drivetrain.errors import DrivetrainError as DrivetrainError
     from drivetrain.errors import PluginError as PluginError
+    from drivetrain.errors import Preempted as Preempted
     from drivetrain.errors import ProcessError as ProcessError
     from drivetrain.evaluation import EvalPrediction as EvalPrediction
     from drivetrain.evaluation import speed_metrics as speed_metrics
@@ -70,6 +71,7 @@ _HOMES: dict[str, str] = {
     "PluginError": "drivetrain.errors",
     "CheckpointError": "drivetrain.errors",
     "ProcessError": "drivetrain.errors",
+    "Preempted": "drivetrain.errors",
     "PluginInfo": "drivetrain.plugin",
     "Claim": "drivetrain.plugin",
     "Weight": "drivetrain.plugin",

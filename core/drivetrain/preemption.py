@@ -22,6 +22,7 @@ from drivetrain import saving
 from drivetrain.errors import Preempted, checkpoint_of
 from drivetrain.plugin import hookimpl
 from drivetrain.requeue import requeue
+from drivetrain.secret import struck
 from drivetrain.signals import Signals
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Preemption:
         run.processes.barrier()
         sentence = f"Stopped by {heard.name} after step {state.global_step} of {state.max_steps}; {folder} is written."
         if _command is not None:
-            sentence += f" Go on with: {_command}"
+            sentence += f" Go on with: {struck(_command)}"
         else:
             sentence += " To go on, start it again with trainer.train(resume_from_checkpoint=True)."
         if heard != signal.SIGINT:

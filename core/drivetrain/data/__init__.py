@@ -6,7 +6,7 @@ from drivetrain.data.columns import is_table, signature_columns
 from drivetrain.data.dealing import Split
 from drivetrain.data.device import find_batch_size, to_device
 from drivetrain.data.epoch import EpochIterator, EvaluationIterator
-from drivetrain.data.loader import make_dataloader, seed_worker
+from drivetrain.data.loader import make_dataloader, seed_worker, stand_apart
 from drivetrain.data.position import Position
 from drivetrain.data.samplers import (
     LengthGroupedSampler,
@@ -36,6 +36,7 @@ __all__ = [
     "make_dataloader",
     "seed_worker",
     "signature_columns",
+    "stand_apart",
     "to_device",
     "train_sampler",
     "unit_of",

@@ -19,6 +19,7 @@ from support.toy import history, trainer, weights_equal
 
 from drivetrain import Trainer, TrainerCallback, hookimpl
 from drivetrain.errors import CheckpointError, Preempted
+from drivetrain.preemption import resumes_by
 
 # 26 batches an epoch, 13 updates; the last epoch ends with a short batch.
 SETTINGS: dict[str, Any] = {
@@ -136,6 +137,17 @@ def test_a_run_that_is_told_to_leave_goes_on(
     assert told.events.count("epoch end") == (step - (event == "on_step_end")) // 13
     assert told.events.count(f"saved checkpoint-{saved}") == 1
     assert_resumes(tmp_path, whole)
+
+
+def test_the_command_that_goes_on_shows_no_token(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    resumes_by("drivetrain train run.toml --hub-token hf_abcdefghijklmnopqrst --resume-from-checkpoint")
+    try:
+        with pytest.raises(Preempted):
+            trainer(tmp_path, callbacks=[Signal("on_step_end", 1)], max_steps=2).train()
+    finally:
+        resumes_by(None)
+    said = capfd.readouterr().err
+    assert "Go on with: drivetrain train run.toml --hub-token <token> --resume-from-checkpoint" in said
 
 
 class Refuses(TrainerCallback):
