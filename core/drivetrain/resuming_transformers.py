@@ -1,29 +1,25 @@
 """Going on from a checkpoint that the Trainer of transformers wrote, as transformers 4.34.0 itself goes on from it.
 
 The place in the data is not in the checkpoint. 4.34.0 counts it back from the updates done and the arguments as they
-are now, and makes the order of the epoch under way again: of one process by drawing from torch's global generator what
-its samplers draw for each epoch before, of several by a generator of its own, whose seed never changes. Both are done
-here, without loading a row. Then the generators take the states that were saved.
+are now, and so does this; the order of the epoch under way is made again, without loading a row
+(`transformers_order`). Then the generators take the states that were saved.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch.utils.data import RandomSampler
 
 from drivetrain.checkpoint import RandomState
 from drivetrain.checkpoint.canonical import HOW_NOT_WHAT
 from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.checkpoint.transformers_files import TransformersCheckpoint, read_transformers
-from drivetrain.data import batches_of, has_length, randomness
-from drivetrain.data.loader import fetches_ahead
-from drivetrain.data.source import MAP, draw, generators_of, group_of, kind_of, map_order, needs_no_state
+from drivetrain.data import batches_of, has_length
 from drivetrain.errors import CheckpointError
 from drivetrain.gathering import broadcast
 from drivetrain.loop import Position
+from drivetrain.transformers_order import position_in_data
 from drivetrain.trust import check_scheduler, checked_state, is_count, taken_from_checkpoint
 
 if TYPE_CHECKING:
@@ -61,7 +57,7 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
     if run.lr_scheduler is not None:
         _restore_scheduler(trainer, run.lr_scheduler, saved.scheduler, folder)
     _restore_losses(trainer.losses, state)
-    epoch, done, note = _place(run, state)
+    epoch, done, updates, note = _place(run, state)
     said += [note] if note else []
     if changed:
         said.append(f"Changed since {folder} was written: {'; '.join(changed)}.")
@@ -79,7 +75,9 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
         said.append(f"{folder} has no random state, so rank r {seeds}.")
     data: dict[str, Any] | None = None
     if not run.args.ignore_data_skip:
-        data, note = _order(run, epoch, done, before or processes.world_size)
+        evaluations = _evaluations(state, updates)
+        world = before or processes.world_size
+        data, note = position_in_data(run, epoch, done, world, evaluations, saved.random)
         said += [note] if note else []
     if run.is_main_process:
         for line in said:
@@ -155,15 +153,20 @@ def _restore_losses(losses: LossWindow, state: TrainerState) -> None:
         losses.total = total / rows_end * state.global_step
 
 
-def _place(run: Run, state: TrainerState) -> tuple[int, int, str | None]:
-    """The epoch under way, the micro-batches of it that are done, and what is to be said of it."""
+def _place(run: Run, state: TrainerState) -> tuple[int, int, int, str | None]:
+    """The epoch under way, its micro-batches that are done, the updates of an epoch, and what is to be said of it."""
     assert run.split is not None
     loader, step, epoch = run.train_dataloader, state.global_step, state.epoch or 0.0
     batches = batches_of(loader, run.split.world) if has_length(loader) else None
     if batches is None:
         # An epoch of a stream is counted by the updates of the whole run, there as here.
         whole = int(epoch)
-        return whole, round((epoch - whole) * max(state.max_steps, 1) * run.accumulation), None
+        return (
+            whole,
+            round((epoch - whole) * max(state.max_steps, 1) * run.accumulation),
+            state.max_steps,
+            None,
+        )
     batches *= run.split.parts
     updates = max(batches // run.accumulation, 1)
     whole, done = step // updates, step % updates * run.accumulation
@@ -174,78 +177,10 @@ def _place(run: Run, state: TrainerState) -> tuple[int, int, str | None]:
             f"The checkpoint says that {step} updates are {epoch:.2f} epochs; with {updates} updates an epoch, as the "
             f"data and the arguments give now, the run goes on at {reached:.2f}, where transformers would."
         )
-    return whole, done, note
+    return whole, done, updates, note
 
 
-def _order(run: Run, epoch: int, done: int, world: int) -> tuple[dict[str, Any] | None, str | None]:
-    """The position in the data, None at an epoch's beginning, and what is to be said of it. A collective.
-
-    Args:
-        run: the run.
-        epoch: the epoch under way.
-        done: micro-batches of it that are done.
-        world: processes that wrote the checkpoint.
-    """
-    assert run.split is not None
-    loader = run.train_dataloader
-    plain = kind_of(loader) == MAP and needs_no_state(loader)
-    shuffled = plain and isinstance(loader.batch_sampler.sampler, RandomSampler)
-    for _ in range(epoch if world == 1 else 0):
-        _pass_over(run)
-    if not done:
-        return None, None
-    group = group_of(loader, run.split.world)
-    batch = done // run.split.parts
-    data: dict[str, Any] = {
-        "batch": batch,
-        "row": batch * group,
-        "group": group,
-        "epoch": epoch,
-        "world": run.processes.world_size,
-    }
-    start = randomness.capture()
-    if not plain:
-        data["start"] = randomness.to_json(start)
-        data["generators"] = [randomness.tensor_to_text(g.get_state()) for g in generators_of(loader)]
-    elif shuffled and world > 1:
-        # accelerate gives the sampler a generator that nobody seeds, and each epoch takes two permutations of it.
-        data["base_seed"] = broadcast(draw(), run.processes)
-        data["seed"] = torch.Generator().initial_seed()
-        data["permutation"] = 2 * epoch
-    else:
-        order = map_order(loader, run.processes, run.processes.world_size)
-        data["base_seed"], data["seed"] = order.base_seed, order.seed
-    if fetches_ahead(loader):
-        # 4.34.0 has the next batch in its hands when it saves, so what fetching draws is drawn a batch ahead.
-        data["ahead"], data["pending"] = list(randomness.KINDS), randomness.to_json(start)
-    return data, None if shuffled or kind_of(loader) != MAP else _other_order(epoch, world, run.args)
-
-
-def _pass_over(run: Run) -> None:
-    """Draws what 4.34.0 draws for an epoch that is over."""
-    loader = run.train_dataloader
-    if kind_of(loader) != MAP:
-        draw()
-        return
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if not isinstance(sampler, RandomSampler):
-        map_order(loader, run.processes, 1)
-    elif sampler.generator is None and not sampler.replacement:
-        draw()
-    else:
-        for _ in sampler:
-            pass
-
-
-def _other_order(epoch: int, world: int, args: Any) -> str | None:
-    """What is to be said where the order of the epoch under way is one that 4.34.0 did not have."""
-    if args.data_seed is not None:
-        why = "data_seed is heeded"
-    elif args.group_by_length and world > 1:
-        why = "several processes group rows by length in another way"
-    else:
-        return None
-    return (
-        f"The order of epoch {epoch} is another here than the one that transformers began, since {why}: of its rest "
-        "some rows are seen twice and some not."
-    )
+def _evaluations(state: TrainerState, updates: int) -> Counter[int]:
+    """Evaluations of each epoch, by the log."""
+    logged = [row for row in state.log_history if any(key.startswith("eval_") for key in row)]
+    return Counter((row.get("step", 1) - 1) // max(updates, 1) for row in logged)

@@ -4,7 +4,7 @@
 
 writes them anew, in an environment with `transformers==4.34.0`, `accelerate==0.23.0` and `numpy<2`, as `nox -s parity`
 makes it. Each folder holds `checkpoint-STEP`, as it was written, and `continued.json`: the run that 4.34.0 itself made
-of it, with the loss of every forward pass and the weights at the end.
+of it, with the loss of every forward pass and the weights at the end; of `as_begun` the run that never stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-STEPS = {"adamw": 9, "adafactor": 4, "plateau": 5, "two_processes": 4}
+STEPS = {"adamw": 9, "adafactor": 4, "plateau": 5, "two_processes": 4, "as_begun": 9}
 """Name -> the update after which the checkpoint was written."""
 
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,6 +38,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "eval_steps": 1,
         "learning_rate": 1.0,
     },
+    "as_begun": {"evaluation_strategy": "steps", "eval_steps": 4},  # without dropout, in the second epoch
     "two_processes": {"ddp_backend": "gloo"},  # in the second of two epochs of three updates
 }
 
@@ -45,7 +46,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 class Net(torch.nn.Module):
     """A classifier with dropout; it writes down its losses in training."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
         self.losses: list[float] = []
         with torch.random.fork_rng(devices=[]):
@@ -53,7 +54,7 @@ class Net(torch.nn.Module):
             self.inner = torch.nn.Linear(6, 8)
             self.norm = torch.nn.LayerNorm(8)
             self.outer = torch.nn.Linear(8, 3)
-        self.dropout = torch.nn.Dropout(0.3)
+        self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.outer(self.dropout(torch.relu(self.norm(self.inner(x)))))
@@ -88,7 +89,8 @@ def make(trainer: type, arguments: type, name: str, folder: Any, **more: Any) ->
         **more,
     }
     data = rows(name)
-    return trainer(Net(), arguments(str(folder), **settings), train_dataset=data, eval_dataset=data[:8])
+    model = Net(dropout=0.0 if name == "as_begun" else 0.3)
+    return trainer(model, arguments(str(folder), **settings), train_dataset=data, eval_dataset=data[:8])
 
 
 def outcome(trainer: Any) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _run(name: str, folder: Path, resume: str | None, result: Path | None) -> None:
+def _run(name: str, folder: Path, result: Path | None, resume: str | None) -> None:
     from transformers import Trainer, TrainingArguments, __version__
 
     if __version__ != "4.34.0":
@@ -114,13 +116,16 @@ def _run(name: str, folder: Path, resume: str | None, result: Path | None) -> No
     trainer = make(Trainer, TrainingArguments, name, folder)
     trainer.train(resume_from_checkpoint=resume)
     if result is not None and int(os.environ.get("RANK", "0")) == 0:
-        result.write_text(json.dumps(outcome(trainer)) + "\n", encoding="utf-8")
+        found = outcome(trainer)
+        found["losses"] = found["losses"] if resume else found["losses"][STEPS[name] :]
+        result.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
-def _write(target: Path) -> None:
+def _write(target: Path, names: list[str]) -> None:
     # Random states are arrays of numpy, which 4.34.0 reads with a torch of its time or by this.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    for name, step in STEPS.items():
+    for name in names or STEPS:
+        step = STEPS[name]
         with tempfile.TemporaryDirectory() as work:
             place, checkpoint = target / name, target / name / f"checkpoint-{step}"
             shutil.rmtree(place, ignore_errors=True)
@@ -131,17 +136,20 @@ def _write(target: Path) -> None:
                 str(Path(__file__).resolve()),
             ]
             # In its folder, so that no path of this machine is written.
-            subprocess.run([*start, name, "out"], check=True, env=environment, cwd=work)
+            result = str(Path(work) / "whole.json" if name != "as_begun" else place / "continued.json")
+            place.mkdir()
+            subprocess.run([*start, name, "out", result], check=True, env=environment, cwd=work)
             # Its arguments are never opened, and tell the machine that they were written on.
             unopened = shutil.ignore_patterns("training_args.bin")
             shutil.copytree(f"{work}/out/checkpoint-{step}", checkpoint, ignore=unopened)
-            again = [name, "resumed", str(checkpoint), str(place / "continued.json")]
-            subprocess.run([*start, *again], check=True, env=environment, cwd=work)
+            again = [name, "resumed", str(place / "continued.json"), str(checkpoint)]
+            if name != "as_begun":
+                subprocess.run([*start, *again], check=True, env=environment, cwd=work)
 
 
 if __name__ == "__main__":
     if sys.argv[1] in STEPS:
-        resume, result = [*sys.argv[3:5], None, None][:2]
-        _run(sys.argv[1], Path(sys.argv[2]), resume, Path(result) if result else None)
+        result, resume = [*sys.argv[3:5], None, None][:2]
+        _run(sys.argv[1], Path(sys.argv[2]), Path(result) if result else None, resume)
     else:
-        _write(Path(sys.argv[1]).resolve())
+        _write(Path(sys.argv[1]).resolve(), sys.argv[2:])
