@@ -168,6 +168,7 @@ goes_on("best", 8, dropout, **_BEST, learning_rate=0.3, num_train_epochs=3)
 goes_on("best-accuracy", 8, dropout, **_BEST, learning_rate=0.3, metric_for_best_model="accuracy")
 
 goes_on("stream", 3, dropout, lambda: Stream(rows(22)), max_steps=9)
+goes_on("stream-in-the-second-pass", 8, dropout, lambda: Stream(rows(22)), max_steps=11, whole=True)
 goes_on("bert", 8, lambda: bert(dropout=0.1), lambda: Rows(text_rows(18)), adam_epsilon=1e-4)
 goes_on(
     "bert-sharded",
