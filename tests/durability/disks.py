@@ -5,6 +5,7 @@ disks.py SCENARIO FOLDER
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.by_hand import free_port
 from support.toy import history, rows, weights_equal
 
 from drivetrain import CheckpointError, ConfigurationError, Trainer, TrainerCallback, TrainingArguments
@@ -210,8 +212,48 @@ def limited(root: str, **settings: Any) -> None:
     assert valid(out) == [2, 6, 8]
 
 
+SHARDED = {"fsdp": "full_shard", "fsdp_config": {"state_dict_type": "sharded_state_dict"}}
+
+
+def full_for_two(root: str, **settings: Any) -> None:
+    """Two processes that each write a part: both are told, and nothing is left of any part."""
+    disk = mount(os.path.join(root, "two"), 3 * MB)
+    out = os.path.join(disk, "out")
+    common = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    common["MASTER_PORT"] = str(free_port())
+    command = [sys.executable, __file__, "one_of_two", out, json.dumps({**SHARDED, **settings})]
+    running = [
+        subprocess.Popen(
+            command, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120)[0] for process in running]
+    for text in said:
+        found = re.search(
+            r"refused: (Rank \d: )?Checkpoint checkpoint-4 was not written, because the disk of \S+ is full: it takes about "
+            r"2\.\d MB, and \d+(\.\d)? (kB|MB) more are needed; free some space there, or lower save_total_limit\.",
+            text,
+        )
+        assert found is not None, said
+    assert valid(out) == [2]
+
+
+def one_of_two(out: str, settings: str) -> None:
+    print("refused:", refused(trainer(out, **json.loads(settings))))
+
+
 if __name__ == "__main__":
-    scenario = {"full": full, "goes_on": goes_on, "read_only": read_only, "limited": limited}[sys.argv[1]]
-    for number, way in enumerate(({}, {"save_async": True})):
-        scenario(os.path.join(sys.argv[2], str(number)), **way)
-    print("done")
+    named = {
+        "full": full,
+        "goes_on": goes_on,
+        "read_only": read_only,
+        "limited": limited,
+        "full_for_two": full_for_two,
+    }
+    if sys.argv[1] == "one_of_two":
+        one_of_two(*sys.argv[2:])
+    else:
+        for number, way in enumerate(({}, {"save_async": True})):
+            named[sys.argv[1]](os.path.join(sys.argv[2], str(number)), **way)
+        print("done")

@@ -5,6 +5,7 @@ The process that forks has one thread, and has trained once, so that a fork find
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -130,6 +131,7 @@ class Child:
 def in_child(place: Place, action: Callable[[], None], environment: Mapping[str, str] | None) -> None:
     """What a fork does: it never returns."""
     status = 1
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # it does not outlive the one that watches it
     try:
         said = os.open(place.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(said, 1)

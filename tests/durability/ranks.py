@@ -118,22 +118,27 @@ def under_torchrun(
     with open(place.said, "ab") as said:
         agent = subprocess.Popen(command, cwd=place.work, env=environment, stdout=said, stderr=said)
     done = 0
-    hit: set[int] = set()  # processes that were killed already
+    gone: set[int] = set()  # processes of attempts that are over
     while done < kills and agent.poll() is None:
         workers = _workers(place)
-        if len(workers) < WORLD or set(workers) & hit:
+        if len(workers) < WORLD or set(workers) & gone:
             time.sleep(0.02)  # the next ones are not there yet
             continue
-        time.sleep(draw.uniform(0, seconds))
+        notes = len(place.noted()) + draw.randrange(25)  # of about 40 that a run writes
+        while len(place.noted()) < notes and agent.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, seconds / 10))
+        hit = 0
         for pid in workers if draw.random() < 0.5 else [draw.choice(workers)]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
-                continue
-            hit.add(pid)
-        done += bool(hit & set(workers))
-        if not hit & set(workers):
-            break  # they had ended
+                continue  # it had ended
+            hit += 1
+        if not hit:
+            break
+        done += 1
+        gone |= set(workers)
     agent.wait(300)
     assert agent.returncode == 0, place.last_words()
     return done

@@ -15,9 +15,10 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from durability import faults
 from durability.checking import PLACES, Whole, differences, fell, what_is_left
@@ -37,6 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fresh, async": {"save_async": True},
 }
 """The forms of the run that is killed, beside the settings that all have (training.py)."""
+
+
+Kill: TypeAlias = Callable[[], None]
 
 
 @dataclass
@@ -149,7 +153,7 @@ class Soak:
         """Lets torchrun start the workers again, as often as they are killed."""
         place = self.place()
         row = self.rows.setdefault(f"torchrun, {variant}", Row())
-        done = under_torchrun(place, SETTINGS[variant], kills, self.draw, 4 * self.known(variant).seconds)
+        done = under_torchrun(place, SETTINGS[variant], kills, self.draw, self.known(variant).seconds)
         row.kills += done
         row.resumed += sum(word == "begin" and step > 0 for word, step in place.noted())
         row.anew += sum(word == "begin" and step == 0 for word, step in place.noted()[1:])
@@ -198,16 +202,14 @@ class Soak:
 
     # -- the plans -----------------------------------------------------------------------------------------
 
-    def every_call(self, variant: str, numbers: Iterable[int]) -> None:
-        """At each of these calls: before it, and where it writes also with half of its bytes written."""
+    def every_call(self, variant: str, numbers: Iterable[int]) -> list[Kill]:
+        """At each of these calls: before it, and after it or, where it writes, with half of its bytes written."""
         calls = {call.number: call for call in self.known(variant).calls}
-        kind = f"every call, {variant}"
-        for number in numbers:
-            self.at_call(kind, variant, "before", number)
-            if calls[number].name == "write":
-                self.at_call(kind, variant, "torn", number)
-            else:
-                self.at_call(kind, variant, "after", number)
+        return [
+            partial(self.at_call, f"every call, {variant}", variant, mode, number)
+            for number in numbers
+            for mode in ("before", "torn" if calls[number].name == "write" else "after")
+        ]
 
     def prepared(self, name: str, variant: str) -> str:
         """The working folder of a run killed in a state that the next start has to put right."""
@@ -277,49 +279,56 @@ RANDOM = {
 }
 
 
-def long_form(soak: Soak, parts: Collection[str], scale: float, stride: int) -> None:
-    """More than 300 kills at random moments, and every call of some saves, of a replacement and of a start."""
+def long_form(soak: Soak, parts: Collection[str], scale: float, seconds: float) -> None:
+    """More than 400 kills at random moments, and every call of some saves, of a replacement and of a start.
 
-    def told() -> None:
-        print(f"{soak.kills()} kills, {len(soak.failures)} failures", file=sys.stderr, flush=True)
-
-    for variant, count in RANDOM.items() if "random" in parts else ():
-        for _ in range(round(count * scale)):
-            soak.at_random(variant)
-        told()
-    for variant in ("2 ranks", "2 ranks, async", "2 ranks, sharded") if "torchrun" in parts else ():
-        soak.under_torchrun(variant, 4)
-        told()
+    In a drawn order, so that one that is stopped after some time has done a part of each.
+    """
+    kills: list[Kill] = []
+    if "random" in parts:
+        for variant, count in RANDOM.items():
+            kills += [partial(soak.at_random, variant)] * round(count * scale)
+    if "torchrun" in parts:
+        kills += [partial(soak.under_torchrun, variant, 4) for variant in SETTINGS if "ranks" in variant]
     if "starts" in parts:
-        starts(soak, stride)
-        told()
+        kills += starts(soak)
     for variant in ("sync", "async", "one kept") if "calls" in parts else ():
         of = saves(soak.known(variant).calls)
         # The first, with the folder made for it; one that rotates; the last, and the end of the run.
         several = (range(1, of[0].stop), of[3], of[-1]) if variant != "one kept" else (of[-1],)
         for numbers in several:
-            soak.every_call(variant, numbers[::stride])
-            told()
+            kills += soak.every_call(variant, numbers)
+    soak.draw.shuffle(kills)
+    began = time.perf_counter()
+    for done, kill in enumerate(kills):
+        if time.perf_counter() - began > seconds:
+            print(f"Stopped after {done} of {len(kills)}.")
+            break
+        kill()
+        if done % 50 == 49:
+            print(f"{done + 1} of {len(kills)}, {len(soak.failures)} failures", file=sys.stderr, flush=True)
 
 
-def starts(soak: Soak, stride: int) -> None:
+def starts(soak: Soak) -> list[Kill]:
     """Kills at the calls of a start that finds a half-written, half-deleted or half-replaced checkpoint."""
+    kills: list[Kill] = []
     for name in LEFT:
         work = soak.prepared(name, "sync")
-        for number in before_the_first_save(soak.start_calls(work, "sync"))[::stride]:
-            soak.at_call(f"start, {name}", "sync", "before", number, work)
+        for number in before_the_first_save(soak.start_calls(work, "sync")):
+            kills.append(partial(soak.at_call, f"start, {name}", "sync", "before", number, work))
+    early = "out/checkpoint-2"
     work = soak.replaced()
-    first = saves(soak.start_calls(work, "sync", "out/checkpoint-2"))[0]
-    for number in first[::stride]:
-        soak.at_call("replacing", "sync", "before", number, work, "out/checkpoint-2")
+    calls = soak.start_calls(work, "sync", early)
+    for number in saves(calls)[0]:
+        kills.append(partial(soak.at_call, "replacing", "sync", "before", number, work, early))
     place = soak.place(work)
-    calls = soak.start_calls(work, "sync", "out/checkpoint-2")
     hit = next(call.number for call in calls if call.name == "rename" and ".old-" in call.second)
     place.control.arm(place.work, "after", hit)
-    child = Child(place, SETTINGS["sync"], resume="out/checkpoint-2")
+    child = Child(place, SETTINGS["sync"], resume=early)
     assert child.is_killed_soon(), place.last_words()
-    for number in before_the_first_save(soak.start_calls(place.work, "sync", "out/checkpoint-2"))[::stride]:
-        soak.at_call("start, half-replaced", "sync", "before", number, place.work)
+    for number in before_the_first_save(soak.start_calls(place.work, "sync", early)):
+        kills.append(partial(soak.at_call, "start, half-replaced", "sync", "before", number, place.work))
+    return kills
 
 
 def short_form(soak: Soak, kills: int) -> None:
@@ -358,7 +367,7 @@ def main() -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of the long form: how many random kills, times this"
     )
-    parser.add_argument("--stride", type=int, default=1, help="of the long form: every so many calls")
+    parser.add_argument("--seconds", type=float, default=1e9, help="of the long form: stop after so many")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the long form")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", required=True, help="where the runs live")
@@ -370,7 +379,7 @@ def main() -> int:
     if chosen.kills is not None:
         short_form(soak, chosen.kills)
     else:
-        long_form(soak, chosen.parts, chosen.scale, chosen.stride)
+        long_form(soak, chosen.parts, chosen.scale, chosen.seconds)
     for failure in soak.failures:
         print(failure + "\n")
     if chosen.json:
