@@ -146,7 +146,9 @@ def test_a_resume_says_what_has_changed(tmp_path, caplog):
     folder = str(tmp_path / "checkpoint-2")
     trainer(tmp_path, resume_from_checkpoint=folder, learning_rate=0.5, seed=1, **SHORT).train()
     assert said(caplog) == [
-        f"Changed since {folder} was written: learning_rate was 0.01 and is 0.5; seed was 42 and is 1."
+        f"Changed since {folder} was written: learning_rate was 0.01 and is 0.5 (without effect: the optimizer's and the "
+        "scheduler's state have theirs); seed was 42 and is 1 (without effect: the random states are those of the "
+        "checkpoint)."
     ]
 
 
