@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,7 +123,7 @@ def checked_state(values: Mapping[str, Any], folder: str) -> TrainerState:
         CheckpointError: a field is not what it should be.
     """
     state = TrainerState()
-    fields = {
+    fields: dict[str, Callable[[Any], bool]] = {
         "epoch": lambda v: v is None or (is_number(v) and math.isfinite(v) and v >= 0),
         "global_step": is_count,
         "total_flos": lambda v: (type(v) is int and 0 <= v < 2**127) or (type(v) is float and v >= 0),

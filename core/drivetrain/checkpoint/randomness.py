@@ -164,7 +164,7 @@ def is_numpy_state(state: Any) -> bool:
     key, position = state["state"]["key"], state["state"]["pos"]
     fits = isinstance(key, np.ndarray) and key.shape == (_WORDS,) and key.dtype == np.uint32
     fits = fits and isinstance(position, (int, np.integer)) and 0 <= position <= _WORDS
-    return fits and state["has_gauss"] in (0, 1) and isinstance(state["gauss"], (int, float))
+    return bool(fits) and state["has_gauss"] in (0, 1) and isinstance(state["gauss"], (int, float))
 
 
 def _is_bytes(state: Any) -> bool:

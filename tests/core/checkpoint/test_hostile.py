@@ -360,6 +360,7 @@ from drivetrain.errors import CheckpointError
 folder = sys.argv[1]
 forge.run_of(folder + "/warm").train()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # whatever is broken, the machine goes on
 try:
     forge.run_of(folder + "/resumed").train(resume_from_checkpoint=sys.argv[2])
     said = "went on"
