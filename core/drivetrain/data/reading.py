@@ -154,12 +154,13 @@ class StreamReader(IterableDataset[Any]):
         self.stream, self.collate, self.noted = stream, collate, noted
         self.dataset = stream.dataset
         self._starts, self._next_worker = starts, next_worker
+        self._again = False
 
     def __iter__(self) -> Iterator[Given | None]:
         worker = _worker()
-        start = self._starts[worker] if self._starts else Start({})
+        start = self._starts[worker] if self._starts else Start({}, again=self._again)
         waits = bool(self._starts) and worker < self._next_worker
-        self._starts = ()
+        self._starts, self._again = (), start.ended
         if waits:
             yield None
         randomness.restore(randomness.from_json(start.random))

@@ -77,6 +77,10 @@ class TokenWeighted:
         """The position in the data; asked for between updates, when nothing is held back."""
         return self.batches.position()
 
+    def close(self) -> None:
+        """Ends the pass."""
+        self.batches.close()
+
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self.batches)
         while True:
