@@ -210,7 +210,12 @@ def told(number: signal.Signals, *, twice: bool) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.soak),
+        (signal.SIGUSR1, 75),
+    ],
 )
 def test_a_signal_has_all_save_and_leave(acting: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C in a terminal, or an end that a queue asks for: the step is done, and the same command goes on."""
@@ -233,7 +238,7 @@ def test_a_signal_has_all_save_and_leave(acting: Path, number: signal.Signals, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_second_signal_ends_all_at_once(acting: Path, number: signal.Signals) -> None:
     code, err = told(number, twice=True)
     assert code == 128 + number

@@ -330,13 +330,15 @@ def test_data_workers_are_not_told(tmp_path: Path, whole: Trainer) -> None:
     assert_resumes(tmp_path, whole, dataloader_num_workers=2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
     running = start(tmp_path, "wait")
     await_here(running)
-    for pause in (0.05, 1.2, 0):  # the second comes so soon that it is the first one once more
+    for pause in (0.1, 1.2):  # the second comes so soon that it is the first one once more
         running.send_signal(number)
         time.sleep(pause)
+    assert running.poll() is None
+    running.send_signal(number)
     _, err = running.communicate(timeout=30)
     assert running.returncode == -number, err
     assert f"{number.name}: the run writes a checkpoint and leaves; once more ends it at once." in err
