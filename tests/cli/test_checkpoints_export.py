@@ -265,3 +265,21 @@ def test_a_full_disk_leaves_what_was_there(checkpoint: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "was not written (File too large); what was there before is as it was." in done.stdout
     assert sorted(os.listdir(tmp_path)) == ["bare", "run"]
+
+
+def test_each_format_takes_the_weights_that_are_meant_for_it(tmp_path: Path, drivetrain: Command) -> None:
+    """Where save_pretrained writes other names than the state_dict has, each has its own reader."""
+    folder = tmp_path / "run" / "checkpoint-3"
+    folder.parent.mkdir()
+    contents = CheckpointContents(TrainState({"base.w": torch.ones(3)}), trainer_state={"global_step": 3})
+
+    def save_pretrained(place: str) -> None:
+        write_weights(place, {"w": torch.ones(3)})
+        Path(place, "config.json").write_text("{}")
+
+    save_checkpoint(str(folder), contents, save_model=save_pretrained)
+    for form, names in (("huggingface", {"w"}), ("safetensors", {"base.w"})):
+        target = tmp_path / form
+        result = drivetrain("checkpoints", "export", str(folder), str(target), "--format", form)
+        assert result.exit_code == 0, result.stderr
+        assert set(load_file(target / "model.safetensors")) == names
