@@ -41,7 +41,8 @@ def digests(out: str) -> dict[str, dict[str, str]]:
     for name in sorted(os.listdir(out)):
         found[name] = {}
         for path in sorted(Path(out, name).rglob("*")):
-            if path.name != "manifest.json":  # it holds the sizes of files that hold times
+            # The manifest has the sizes of files that hold times, and the arguments are what the run was told.
+            if path.name not in ("manifest.json", "training_args.json"):
                 found[name][str(path.relative_to(Path(out, name)))] = _digest(path)
     return found
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from durability.faults import Control
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds for a run that takes a quarter of one."""
 
 
