@@ -74,7 +74,7 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
     elif saved.random is None:
         said.append(f"{folder} has no random state, so rank r {seeds}.")
     data: dict[str, Any] | None = None
-    if not run.args.ignore_data_skip:
+    if not run.args.ignore_data_skip and state.global_step < run.state.max_steps:
         evaluations = _evaluations(state, updates)
         world = before or processes.world_size
         data, note = position_in_data(run, epoch, done, world, evaluations, saved.random)

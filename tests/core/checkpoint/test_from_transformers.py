@@ -457,6 +457,16 @@ def test_states_that_are_none_are_refused(file: str, held: Any, tmp_path: Path) 
     refused(folder)
 
 
+def test_a_count_beyond_the_run_leaves_nothing_to_do(tmp_path: Path) -> None:
+    """And nothing is drawn for each of its epochs."""
+    folder = taken("adamw", tmp_path)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (folder / "trainer_state.json").write_text(json.dumps({**state, "global_step": 10**15}))
+    made = trainer("adamw", tmp_path / "out")
+    assert made.train(resume_from_checkpoint=str(folder)).global_step == 10**15
+    assert made.model.losses == []
+
+
 def test_a_schedulers_file_sets_no_attribute_that_it_has_not(tmp_path: Path) -> None:
     folder = taken("adamw", tmp_path)
     saved = torch.load(folder / "scheduler.pt", weights_only=True)
