@@ -62,7 +62,7 @@ class Watch:
         numbers = _numbers()
         if numbers != self._numbers or self._last["numpy"].get("has_gauss"):
             state = _GET["numpy"]()
-            if not same("numpy", state, self._last["numpy"]):
+            if numbers != self._numbers or not same("numpy", state, self._last["numpy"]):
                 self._numbers, changed["numpy"] = numbers, state
         words = random.getstate()
         if words != self._last["python"]:

@@ -250,17 +250,6 @@ def test_resumed_from_everywhere(tmp_path: Path, scenario: str) -> None:
         assert torch.equal(torch.get_rng_state(), drawn), checkpoint.name
 
 
-def test_workers_that_draw_random_numbers_draw_others_after_a_resume(tmp_path: Path) -> None:
-    """The rows are the same; what a worker process itself draws is not kept, as `docs/differences.md` says."""
-    values: dict[str, Any] = {"dataloader_num_workers": 2, "collator": noisy, "max_steps": 6}
-    whole = build(tmp_path / "whole", values)
-    whole.train()
-    again = build(tmp_path / "again", values)
-    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
-    assert again.state.global_step == 6
-    assert again.batches.position() == whole.batches.position()
-
-
 def test_resumed_twice(tmp_path: Path) -> None:
     """A resumed run's own checkpoints are those of the whole run."""
     values = SCENARIOS["accumulation with an uneven end"]() | {"collator": noisy, "max_steps": 6}
