@@ -117,6 +117,7 @@ def is_spread(parameter: Any) -> bool:
 
 
 def parameters_are_spread(model: Model) -> bool:
+    """Whether any parameter of a model is cut over the processes."""
     return any(is_spread(parameter) for parameter in model.parameters())
 
 

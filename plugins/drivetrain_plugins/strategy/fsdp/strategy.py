@@ -17,7 +17,15 @@ from drivetrain.collecting import collect
 from drivetrain.errors import ConfigurationError, DrivetrainError
 from drivetrain.memory import is_out_of_memory
 from drivetrain.plugin import hookimpl
-from drivetrain.slots import STATE_PARTS, Model, OptimizerFactory, Prepared, SchedulerFactory, TrainState, Update
+from drivetrain.slots import (
+    STATE_PARTS,
+    Model,
+    OptimizerFactory,
+    Prepared,
+    SchedulerFactory,
+    TrainState,
+    Update,
+)
 from drivetrain.whole_parameters import share_of_update
 from drivetrain_plugins.strategy.fsdp import state as states
 from drivetrain_plugins.strategy.fsdp.binding import Binding
