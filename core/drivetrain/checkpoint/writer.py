@@ -100,12 +100,12 @@ def save_spread(
     temporary = files.beside(folder, "tmp") if rank == 0 else ""
     state = contents.train_state
     assert state is not None
-    needed = sum(exchange(bytes_needed(state)))
     try:
-        with alike(exchange, temporary) as said, _in_a_sentence(folder, needed, temporary):
+        with alike(exchange, (temporary, bytes_needed(state))) as said, _in_a_sentence(folder, 0, temporary):
             if rank == 0:
                 _make(temporary, folder)
-        shared, world_size = said[0], len(said)
+        shared, world_size = said[0][0], len(said)
+        needed = sum(of_rank for _, of_rank in said)
         records: dict[str, FileRecord] = {}
         with alike(exchange), _in_a_sentence(folder, needed, shared):
             if rank == 0:

@@ -107,7 +107,9 @@ def spread(folder: str) -> None:
 
     def blind(value: Any) -> list[Any]:
         """As on machines that share no disk: what rank 0 has made is nowhere to be found."""
-        return [(failure, said and rank * "elsewhere" + said) for failure, said in exchange(value)]
+        told = exchange(value)
+        failure, said = told[0]
+        return [(failure, said and ("elsewhere" * rank + said[0], said[1])), *told[1:]]
 
     with pytest.raises(CheckpointError, match="does not see"):
         save_spread(folder, contents, rank=rank, exchange=blind)
