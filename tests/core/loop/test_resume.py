@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from support.toy import Toy, accuracy, history, rows, trainer, weights_equal
 
-from drivetrain import EarlyStoppingCallback, Trainer, TrainerCallback, hookimpl
+from drivetrain import EarlyStoppingCallback, PrecisionPolicy, Trainer, TrainerCallback, hookimpl
 
 
 class Lengths(torch.utils.data.Dataset[Any]):
@@ -98,6 +99,28 @@ class Averaged:
         self.average = dict(state["average"])
 
 
+class Scaling:
+    """A precision with a loss scale that grows at every other update, and decides what is trained."""
+
+    policy = PrecisionPolicy("scaling", loss_scale={"init_scale": 2.0**10, "growth_interval": 2})
+
+    @hookimpl
+    def make_precision(self, run: Any) -> Any:
+        return self
+
+    def setup(self, run: Any) -> None: ...
+
+    def autocast(self, device_type: str) -> Any:
+        return nullcontext()
+
+    @hookimpl
+    def on_step_end(self, run: Any) -> None:
+        for group in run.optimizer.param_groups:
+            group["weight_decay"] = run.strategy.scaler.get_scale() / 2**18
+
+    def close(self) -> None: ...
+
+
 class Looking(Trainer):
     """A trainer whose loader a script made."""
 
@@ -139,6 +162,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
         "load_best_model_at_end": True, "evaluation_strategy": "steps", "eval_steps": 1, "learning_rate": 0.3,
     },
     "a callback's state": lambda: {"callbacks": [Memory()]},
+    "loss scale": lambda: {"plugins": [Scaling()], "dropout": 0.1},
     "a plugin's state": lambda: {"plugins": [Averaged()]},
     "reduce_lr_on_plateau": lambda: {
         "lr_scheduler_type": "reduce_lr_on_plateau", "evaluation_strategy": "steps", "eval_steps": 1, "learning_rate": 0.5,
