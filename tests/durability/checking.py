@@ -111,11 +111,17 @@ def what_is_left(place: Place) -> tuple[int, list[str]]:
     return max(whole + aside), wrong
 
 
-def differences(place: Place, whole: Whole) -> list[str]:
-    """In what the run of a place differs from the one that was never killed."""
+def differences(place: Place, whole: Whole, listing: bool = True) -> list[str]:
+    """In what the run of a place differs from the one that was never killed.
+
+    Args:
+        place: of the run.
+        whole: the other.
+        listing: also in which checkpoints stay.
+    """
     wrong = _compared("", whole.outcome, place.outcome())
     found = digests(place.out)
-    for name in sorted(whole.files.keys() ^ found.keys()):
+    for name in sorted(whole.files.keys() ^ found.keys()) if listing else ():
         wrong.append(f"{name} is {'missing' if name in whole.files else 'too many'}")
     for name in whole.files.keys() & found.keys():
         files, others = whole.files[name], found[name]
