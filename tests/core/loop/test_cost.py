@@ -50,7 +50,7 @@ def per_step(tmp_path: Path) -> Any:
         counting = Counting(10, 30)
         made = trainer(
             tmp_path,
-            data=rows(400),
+            data=rows(800),  # one epoch, whose beginning is not counted
             plugins=[counting, *plugins],
             max_steps=40,
             **{"logging_strategy": "no", "save_strategy": "no", **values},
@@ -78,7 +78,7 @@ def test_a_plain_step(per_step: Any) -> None:
 def test_a_micro_batch(per_step: Any) -> None:
     one = own(per_step(gradient_accumulation_steps=1))
     two = own(per_step(gradient_accumulation_steps=2))
-    assert two - one <= 30
+    assert two - one <= 26, (one, two)
 
 
 def test_a_listener_costs_its_own_call_alone(per_step: Any) -> None:
