@@ -113,16 +113,21 @@ def everything(rank, world, folder):
         for batch in iterator
     ]
 
-    # Each rank's own noise, over a resume.
-    torch.manual_seed(rank)
-    iterator, seen = epoch_of(DataLoader(DATA, 6 // world, shuffle=True, collate_fn=noisy)), []
-    for batch in iterator:
-        seen.append((batch, torch.rand(1).item()))
-        if len(seen) == 2:
-            position, state = json.loads(json.dumps(iterator.position())), torch.get_rng_state()
-    resumed = epoch_of(DataLoader(DATA, 6 // world, shuffle=True, collate_fn=noisy), position)
-    torch.set_rng_state(state)
-    assert [(batch, torch.rand(1).item()) for batch in resumed] == seen[2:]
+    # Each rank's own noise, over a resume; of its workers too.
+    for workers in (0, 1):
+
+        def noise(workers=workers):
+            return DataLoader(DATA, 6 // world, shuffle=True, collate_fn=noisy, num_workers=workers)
+
+        torch.manual_seed(rank)
+        iterator, seen = epoch_of(noise()), []
+        for batch in iterator:
+            seen.append((batch, torch.rand(1).item()))
+            if len(seen) == 2:
+                position, state = json.loads(json.dumps(iterator.position())), torch.get_rng_state()
+        resumed = epoch_of(noise(), position)
+        torch.set_rng_state(state)
+        assert [(batch, torch.rand(1).item()) for batch in resumed] == seen[2:]
 
     # What is split already is not split again.
     sampler = DistributedSampler(DATA, world, rank)
