@@ -42,12 +42,23 @@ class Keeping(TrainerBase):
                 saving.end_write(run, writer)
 
     def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:
-        """Tells the listeners of the checkpoints that are whole."""
+        """Tells the listeners of the checkpoints that are whole.
+
+        Where a thread wrote it, training is some steps on; a listener is shown the checkpoint's step all the same, since
+        documented callbacks know its folder by that alone.
+        """
+        now = run.state.global_step
         for folder in folders:
-            if folder is not None and self.disk is not None:
+            if folder is None:
+                continue
+            if self.disk is not None:
                 self.disk.written(folder)
-            for call in run.plan.events.on_save if folder is not None else ():
-                call(run, folder)
+            run.state.global_step = saving.step_of(folder)
+            try:
+                for call in run.plan.events.on_save:
+                    call(run, folder)
+            finally:
+                run.state.global_step = now
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
