@@ -44,6 +44,11 @@ def run_folder(trainer: Trainer) -> str:
     return trainer.args.output_dir
 
 
+def step_of(folder: str) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(os.path.basename(folder).removeprefix(f"{PREFIX}-"))
+
+
 def save(
     trainer: Trainer,
     run: Run,
