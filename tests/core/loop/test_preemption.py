@@ -80,10 +80,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 @pytest.fixture(autouse=True)
 def handlers_stay() -> Iterator[None]:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    # As they are in a fresh process: a shell's job in the background ignores SIGINT, and torch's launcher, which other
+    # tests call in this process, leaves handlers behind.
+    fresh = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGUSR1: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    found = {number: signal.signal(number, handler) for number, handler in fresh.items()}
     yield
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    left = {number: signal.signal(number, handler) for number, handler in found.items()}
+    assert left == fresh
 
 
 def assert_resumes(folder: Path, whole: Trainer, **more: Any) -> None:
