@@ -72,9 +72,24 @@ def loading(**options: Any) -> type[Trainer]:
 
     class Loading(Trainer):
         def get_train_dataloader(self) -> Any:
-            return StatefulDataLoader(self.train_dataset, batch_size=4, **options)
+            loader: Any = StatefulDataLoader(self.train_dataset, batch_size=4, **options)
+            LOADERS.append(loader)
+            return loader
 
     return Loading
+
+
+LOADERS: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def workers_end() -> Iterator[None]:
+    """Its workers end with it, whenever that may be; here they would stay beside many other tests."""
+    yield
+    while LOADERS:
+        iterator = LOADERS.pop()._iterator
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
