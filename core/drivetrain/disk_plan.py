@@ -93,7 +93,7 @@ def plan(trainer: Trainer, optimizer: OptimizerFactory, checkpoint: str | None) 
         checkpoint: the one that the run goes on from.
     """
     args, run = trainer.args, trainer.run
-    if not args.should_save or args.save_strategy == "no":
+    if not run.keeps_state or args.save_strategy == "no":
         return None
     limit = args.save_total_limit if args.save_total_limit and args.save_total_limit > 0 else None
     made = DiskPlan(

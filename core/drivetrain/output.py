@@ -43,7 +43,7 @@ class Output(TrainerBase):
             self._save(folder)
         else:
             state = self._weights()  # a collective
-            if self.args.should_save:
+            if self.args.should_save and self.run.keeps_state:
                 self._save(folder, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")

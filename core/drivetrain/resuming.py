@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from drivetrain.changes import what_changed
 from drivetrain.checkpoint import (
-    last_checkpoint,
     load_checkpoint,
     read_checked_weights,
     read_run,
@@ -18,10 +17,10 @@ from drivetrain.checkpoint import (
 )
 from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.checkpoint.transformers_optimizer import group_names
+from drivetrain.common_checkpoint import last_in_common, named
 from drivetrain.data.trusting import checked
 from drivetrain.elastic import micro_batches, saved_layout
 from drivetrain.errors import CheckpointError, did_you_mean
-from drivetrain.gathering import broadcast
 from drivetrain.listener_states import restore_callback_states, restore_plugin_states
 from drivetrain.loop import Position
 from drivetrain.resume_checks import check_changes
@@ -45,7 +44,7 @@ logger = logging.getLogger("drivetrain")
 
 def clean_up(trainer: Trainer) -> None:
     """Removes what a run that was killed left half-written in this run's folder."""
-    if trainer.run.is_main_process:
+    if trainer.run.keeps_state:
         sweep(run_folder(trainer))
 
 
@@ -91,9 +90,8 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
             logger.warning("allow_resume_changes=True has no effect: no checkpoint is resumed.")
         return None
     if wanted is not True:
-        return checkpoint_at(os.fspath(wanted))
-    # Looking at every file once is enough, and all ranks must find the same.
-    found: str | None = broadcast(last_checkpoint(folder) if run.is_main_process else None, run.processes)
+        return named(run, os.fspath(wanted), checkpoint_at)
+    found = last_in_common(run, folder)
     if found is None and not started_anew:
         raise none_to_resume(folder)
     return found
@@ -101,19 +99,17 @@ def find_checkpoint(trainer: Trainer, wanted: str | bool | None) -> str | None:
 
 def last_of_launch(run: Run, folder: str) -> str | None:
     """The last valid checkpoint, where this very launch wrote it before it was started anew. A collective."""
-    own = None
-    if run.is_main_process and run.processes.launch is not None:
-        own = last_checkpoint(
-            folder,
-            lambda found: _launch_of(found) == run.processes.launch,
-        )
+    launch = run.processes.launch  # the same on every rank
+    if launch is None:
+        return None
+    own = last_in_common(run, folder, lambda found: _launch_of(found) == launch)
+    if run.is_main_process:
         logger.warning(
             "These processes were started anew (attempt %d): %s.",
             run.processes.attempt,
             f"the run goes on from {own}" if own is not None else "they had written no checkpoint yet",
         )
-    found = broadcast(own, run.processes)
-    return str(found) if found is not None else None
+    return own
 
 
 def _launch_of(checkpoint: str) -> Any:

@@ -46,6 +46,7 @@ class Run:
         control: the documented `TrainerControl`: what is due after this step.
         plan: the plugins of the run, and what was said about them.
         processes: rank, local rank, world size, device.
+        writers: the ranks that write, each into a folder of its own; known once the plugins are resolved.
         precision, strategy: the objects of the slots.
         model: the bare model; `model_wrapped`: what the strategy made of it, the one that is called.
         optimizer, lr_scheduler: as the strategy built them.
@@ -86,6 +87,7 @@ class Run:
     prediction: Prediction | None = None
     figures: dict[str, float] = field(default_factory=dict)
     stop_reason: str | None = None
+    writers: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +98,14 @@ class Run:
     def is_main_process(self) -> bool:
         """Whether this is rank 0."""
         return self.processes.rank == 0
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether this rank writes, so that it needs the whole state: rank 0, and more under `save_on_each_node`."""
+        processes = self.processes
+        if self.writers:
+            return processes.rank in self.writers
+        return (processes.local_rank if self.args.save_on_each_node else processes.rank) == 0
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """For `copy.deepcopy`: no plan, whose bound functions are the original's; a run makes its own."""

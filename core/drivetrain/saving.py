@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from drivetrain.checkpoint import (
     save_spread,
 )
 from drivetrain.errors import CheckpointError
-from drivetrain.gathering import gather_objects
+from drivetrain.gathering import broadcast, gather_objects, to_host
 from drivetrain.host_copies import HostCopies
 from drivetrain.listener_states import callback_states, plugin_states
 from drivetrain.resume_checks import facts_of
@@ -66,7 +66,7 @@ def save(
         change: changes what is to be written, before it is.
     """
     folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
-    if folder in (trainer.others or ()) and run.is_main_process:
+    if folder in (trainer.others or ()) and run.keeps_state:
         trainer.others = set()
         logger.warning(
             "%s is of another run and is replaced, as are those after it: choose another output_dir, or set "
@@ -81,24 +81,23 @@ def save(
             change(contents)
         state, writer = contents.train_state, trainer.writer
         assert state is not None
-        writes = run.is_main_process or state.spread
+        several = state.spread or len(run.writers) > 1
         if state.spread and run.is_main_process:
             _tell_not_called(type(trainer).__name__, trainer.own_saves())
         if writer is None:
             between: Exchange = partial(gather_objects, processes=run.processes)
-            with alike(between) if not state.spread else nullcontext():
-                if writes:
-                    _write(trainer, run, folder, contents, between, run.state.best_model_checkpoint)
+            _write(trainer, run, folder, contents, between, run.state.best_model_checkpoint)
             trainer.last_saved = folder
             return
         work: Callable[[], None] | None = None
-        if writes:
-            between = writer.exchange() if state.spread else alone
+        if several or run.keeps_state:
+            between = writer.exchange() if several else alone
             work = partial(_write, trainer, run, folder, contents, between, run.state.best_model_checkpoint)
             try:
-                _set_aside(contents, writer.copies)
+                if state.spread or run.keeps_state:
+                    _set_aside(contents, writer.copies)
             except CheckpointError as error:  # told to all, as an error of the thread's is
-                work = partial(_raise, error)
+                work = partial(_fail, between, error)
         writer.begin(write, work)
 
 
@@ -138,15 +137,26 @@ def _write(
             )
         else:
             meanwhile = trainer.writer is not None
-            save_checkpoint(folder, contents, save_model=trainer.save_into_checkpoint, meanwhile=meanwhile)
+            with alike(exchange):
+                if run.keeps_state:
+                    if not state.weights and not run.is_main_process:
+                        raise CheckpointError(
+                            f"Checkpoint {os.path.basename(folder)} was not written, because the strategy gives its "
+                            "state to rank 0 alone: leave save_on_each_node out, and let output_dir be one folder for "
+                            "all nodes."
+                        )
+                    save_checkpoint(
+                        folder, contents, save_model=trainer.save_into_checkpoint, meanwhile=meanwhile
+                    )
     finally:
         trainer.snapshot = None
-    if run.is_main_process:
+    if run.keeps_state:  # when all have theirs: what goes may be the last one that the nodes have in common
         rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
 
 
-def _raise(error: BaseException) -> None:
-    raise error
+def _fail(exchange: Exchange, error: BaseException) -> None:
+    with alike(exchange):
+        raise error
 
 
 @contextmanager
@@ -191,6 +201,9 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
     """All that a checkpoint holds. A collective."""
     state = run.state
     first, *others = gather_objects(RandomState.capture(), run.processes)
+    listeners = {"plugins": plugin_states(run), "callbacks": callback_states(trainer)}
+    if len(run.writers) > 1:  # rank 0's on every node: its loggers alone may know where they log to
+        listeners = broadcast(to_host(listeners) if run.is_main_process else None, run.processes)
     return CheckpointContents(
         train_state=run.strategy.state_out(),
         scheduler=run.lr_scheduler.state_dict() if run.lr_scheduler is not None else None,
@@ -203,8 +216,8 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
         position=position_of(trainer, run),
         configuration={"launch": run.processes.launch, **facts_of(run)},
         loss=trainer.losses.state(run.strategy),
-        plugin_states=plugin_states(run),
-        callback_states=callback_states(trainer),
+        plugin_states=listeners["plugins"],
+        callback_states=listeners["callbacks"],
     )
 
 
@@ -244,7 +257,7 @@ def rotate_at_end(trainer: Trainer) -> None:
     Else a run that was killed after a save and before its rotation may have left one too many.
     """
     args, best, folder = trainer.args, trainer.state.best_model_checkpoint, run_folder(trainer)
-    if not args.should_save:
+    if not trainer.run.keeps_state:
         return
     if best is not None and args.save_total_limit == 1:
         rotate(folder, 1, best=best, latest=best, fresh=False)

@@ -14,6 +14,7 @@ from drivetrain import peers, settings
 from drivetrain.autocast import install
 from drivetrain.binding import name_culprit
 from drivetrain.errors import ConfigurationError, PluginError
+from drivetrain.nodes import find_writers
 from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.processes import current
@@ -84,6 +85,7 @@ class Session:
             for line in plan.inert:
                 logger.warning("%s", line)
         run.processes = current(run.args)
+        run.writers = find_writers(run, tell=training)
         run.accumulation = run.args.gradient_accumulation_steps
 
     def autocast(self, model: Model) -> None:

@@ -153,8 +153,8 @@ class TrainState:
         loss_scale: the scaler's state, or None.
         optimizer_extra: keys of the optimizer's state_dict besides `state` and `param_groups`.
         spread: whether each rank holds (whole) tensors of a part of the names only, and writes them by itself;
-            `groups`, `loss_scale`, `optimizer_extra` and what of the weights is no tensor are rank 0's. Else rank 0
-            holds everything.
+            `groups`, `loss_scale`, `optimizer_extra` and what of the weights is no tensor are rank 0's. Else each
+            rank that writes (`run.keeps_state`) holds everything.
         own: the parts, of those above, whose tensors are copies in host memory that were made for this state (gathered
             from other ranks, say), which neither training nor a later state changes: under `save_async` they are not
             copied once more.
@@ -205,8 +205,8 @@ class Strategy(Protocol):
         """Gathers nested tensors from all ranks along dimension 0, in rank order; all ranks get them."""
 
     def state_out(self, weights_only: bool = False) -> TrainState:
-        """The canonical state. A collective: every rank calls it; what rank 0 gets is written, or of a state that is
-        `spread` what each gets. Weights alone are never spread."""
+        """The canonical state. A collective: every rank calls it; what ranks that write get (`run.keeps_state`) is
+        written, or of a state that is `spread` what each gets. Weights alone are never spread."""
 
     def state_in(self, state: TrainState) -> None:
         """Sets the canonical state. Weights alone where `groups` is empty."""

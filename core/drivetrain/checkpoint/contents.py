@@ -49,10 +49,10 @@ class CheckpointContents:
     """What is saved and read back.
 
     Attributes:
-        train_state: weights, optimizer, gradients, loss scale; on rank 0 when saving.
+        train_state: weights, optimizer, gradients, loss scale; when saving, on the ranks that write.
         scheduler: the scheduler's `state_dict()`.
         random: the random generators of this rank; captured at the save where it is None.
-        others: saving, on rank 0: the random generators of the other ranks, in their order.
+        others: saving: the random generators of the other ranks, in their order.
         trainer_state: the documented `TrainerState`, as a dictionary or as its JSON. Read as a dictionary.
         args: the arguments, as a dictionary. Read back as plain JSON, tokens struck out.
         plugins: `kind:name` -> version and what else is known of it.

@@ -31,7 +31,9 @@ def checkpoints(output_dir: str) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def last_checkpoint(output_dir: str, wanted: Callable[[str], bool] | None = None) -> str | None:
+def last_checkpoint(
+    output_dir: str, wanted: Callable[[str], bool] | None = None, most: int | None = None
+) -> str | None:
     """The valid checkpoint with the highest step, or None. A warning names each that is passed over, and why.
 
     One that transformers wrote, which has no seal, counts as valid where it can be read.
@@ -41,9 +43,12 @@ def last_checkpoint(output_dir: str, wanted: Callable[[str], bool] | None = None
     Args:
         output_dir: where they are.
         wanted: of the valid ones, which count; by default all.
+        most: the highest step that counts; those beyond are not looked at.
     """
     files.recover(output_dir)
-    for _, folder in reversed(checkpoints(output_dir)):
+    for step, folder in reversed(checkpoints(output_dir)):
+        if most is not None and step > most:
+            continue
         reason = problem_of(folder) if written_by_transformers(folder) else validate(folder)
         if reason is not None:
             logger.warning("%s is passed over: %s.", folder, reason)

@@ -262,9 +262,11 @@ def refuse_overwriting(args: TrainingArguments) -> None:
     from drivetrain.processes import current
     from drivetrain.resuming import checkpoint_at, none_to_resume
 
-    if current(args).attempt > 0:
+    processes, resume = current(args), args.resume_from_checkpoint
+    if processes.attempt > 0:
         return  # started anew: what stands there is this launch's own, or was judged at its first start
-    resume = args.resume_from_checkpoint
+    if resume and processes.world_size != (processes.local_world_size or 1):
+        return  # each node may have a folder of its own, and all find out together
     if isinstance(resume, str):
         checkpoint_at(resume)
     if args.overwrite_output_dir or isinstance(resume, str):

@@ -254,8 +254,8 @@ class DeepSpeedStrategy:
     # -- state -----------------------------------------------------------------------------------------
 
     def state_out(self, weights_only: bool = False) -> TrainState:
-        """The canonical state on rank 0; the others take part."""
-        keep = self.run.is_main_process
+        """The canonical state on the ranks that write; the others take part."""
+        keep = self.run.keeps_state
         masters = not weights_only and self.config.half is not None
         untrained = self._before.untrained if self._before is not None else {}
         weights = weights_out(self.model, self.pieces, masters, keep, untrained)

@@ -239,10 +239,10 @@ class FullyShardedStrategy(WholeParameters):
         return collect(tensors)
 
     def state_out(self, weights_only: bool = False) -> TrainState:
-        """The canonical state, whole on rank 0; gradients of an unfinished accumulation are averaged."""
+        """The canonical state, whole where it is written; gradients of an unfinished accumulation are averaged."""
         if self.wrapped is None:
             return super().state_out(weights_only)
-        weights = self.parts.weights()
+        weights = self.parts.weights(self.run.keeps_state)
         if weights_only:
             return TrainState(weights)
         states, groups, extra = optimizer_state_out(self.optimizer, self.parts.named)
@@ -251,7 +251,7 @@ class FullyShardedStrategy(WholeParameters):
             for key, value in states.get(name, {}).items():
                 if isinstance(value, Tensor) and value.dim():
                     joined = self.parts.join(value, parameter)
-                    value = joined.to("cpu") if self.parts.rank == 0 else None
+                    value = joined.to("cpu") if self.run.keeps_state else None
                 whole.setdefault(name, {})[key] = value
         return TrainState(
             weights=weights,

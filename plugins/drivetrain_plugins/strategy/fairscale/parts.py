@@ -81,20 +81,20 @@ class Parts:
         shape = self.shapes[id(parameter)]
         return torch.cat(parts)[: shape.numel()].reshape(shape)
 
-    def weights(self) -> dict[str, Any]:
-        """The bare model's state_dict, whole, on the host of rank 0; empty on the others. A collective."""
+    def weights(self, keep: bool) -> dict[str, Any]:
+        """The bare model's state_dict, whole, on the host of the ranks that keep it; else empty. A collective."""
         found: dict[str, Any] = {}
         joined: dict[int, Any] = {}
         for name, entry in self.entries.items():
             if isinstance(entry, Tensor):
                 if id(entry) not in joined:  # a tied parameter once
                     whole = self.join(self.here(entry), entry)
-                    joined[id(entry)] = whole.to("cpu") if self.rank == 0 else None
+                    joined[id(entry)] = whole.to("cpu") if keep else None
                 value = joined[id(entry)]
             else:
                 value = entry()
                 value = value.detach().to("cpu") if isinstance(value, Tensor) else value
-            if self.rank == 0:
+            if keep:
                 found[name] = value
         return found
 

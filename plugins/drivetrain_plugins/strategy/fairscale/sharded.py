@@ -244,14 +244,15 @@ class ShardedStrategy(WholeParameters):
         return collect(tensors)
 
     def state_out(self, weights_only: bool = False) -> TrainState:
-        """The canonical state, whole on rank 0; gradients of an unfinished accumulation are averaged."""
+        """The canonical state, whole where it is written; gradients of an unfinished accumulation are averaged."""
         if self.sharded is None:
             return super().state_out(weights_only)
         weights = dict(self.model.state_dict())
         if weights_only:
             return TrainState(weights)
         named = list(self.model.named_parameters())
-        states, groups, extra = sharded_state_out(self.oss, named, self.run.device)
+        receivers = self.run.writers or (0,)
+        states, groups, extra = sharded_state_out(self.oss, named, self.run.device, receivers)
         return TrainState(
             weights=weights,
             optimizer=states,

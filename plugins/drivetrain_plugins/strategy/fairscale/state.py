@@ -72,13 +72,16 @@ def _shard(oss: Any) -> torch.optim.Optimizer:
     return cast(torch.optim.Optimizer, type(type(oss.optim).__name__, (_Shard,), {})(oss))
 
 
-def sharded_state_out(oss: Any, named: Iterable[tuple[str, Tensor]], device: torch.device) -> OptimizerOut:
-    """The whole state by name on rank 0, and on the others their own part. A collective.
+def sharded_state_out(
+    oss: Any, named: Iterable[tuple[str, Tensor]], device: torch.device, receivers: Iterable[int] = (0,)
+) -> OptimizerOut:
+    """The whole state by name on the ranks that receive it, and on the others their own part. A collective.
 
     Args:
         oss: FairScale's OSS.
         named: the bare model's parameters.
         device: what the process group communicates from.
+        receivers: the ranks that get the whole.
 
     Returns:
         As `optimizer_state_out`.
@@ -87,15 +90,17 @@ def sharded_state_out(oss: Any, named: Iterable[tuple[str, Tensor]], device: tor
     rank, size = dist.get_rank(), dist.get_world_size()
     tensors: list[Tensor] = []
     tree = _taken(states, tensors)
-    trees: list[Any] = [None] * size
-    dist.gather_object(tree, trees if rank == 0 else None, dst=0)
-    if rank != 0:
-        for tensor in tensors:
-            if tensor.numel():
-                dist.send(_bytes(tensor).to(device), dst=0)
-        return states, groups, extra
-    for sender in range(1, size):
-        states.update(_received(trees[sender], sender, device))
+    for receiver in receivers:
+        trees: list[Any] = [None] * size
+        dist.gather_object(tree, trees if rank == receiver else None, dst=receiver)
+        if rank != receiver:
+            for tensor in tensors:
+                if tensor.numel():
+                    dist.send(_bytes(tensor).to(device), dst=receiver)
+            continue
+        for sender in range(size):
+            if sender != rank:
+                states.update(_received(trees[sender], sender, device))
     order = [name for group in groups for name in group["params"]]
     return {name: states[name] for name in order if name in states}, groups, extra
 

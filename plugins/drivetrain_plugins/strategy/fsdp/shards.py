@@ -59,12 +59,12 @@ class Receivers:
     """Who gets the whole of each parameter.
 
     Attributes:
-        everywhere: every rank.
+        everywhere: every rank, of which those that do not write keep nothing.
         owners: else, by the piece's name, one rank of those that share a copy, so that no rank gets all; where there
-            are none, the first rank.
+            are none, the first rank of those that share a copy.
         world: number of ranks.
         rank: this rank.
-        writes: whether this rank keeps what is its own: of several copies one is enough.
+        writes: whether this rank keeps what it gets: of several copies one is enough.
     """
 
     everywhere: bool = False
@@ -80,7 +80,7 @@ class Receivers:
     def keeps(self, piece: Piece) -> bool:
         """Whether this rank has the whole of a piece in the end."""
         if self.everywhere:
-            return True
+            return self.writes
         among = self.rank if piece.group is None else piece.rank
         return self.writes and among == self.of(piece)
 
@@ -160,7 +160,7 @@ def gather(piece: Piece, mine: Tensor, to: Receivers, host: bool = True) -> Tens
         host: move the whole to the host; else it stays where it was sent.
     """
     if piece.group is None:
-        if to.owners is not None and not to.keeps(piece):
+        if not to.writes or (to.owners is not None and not to.keeps(piece)):
             return None
         alone = mine.reshape(piece.shape).clone()
         return alone.cpu() if host else alone
@@ -179,7 +179,7 @@ def gather(piece: Piece, mine: Tensor, to: Receivers, host: bool = True) -> Tens
         else:
             there = dist.get_global_rank(piece.group, receiver)
             dist.gather(sent, parts if receives else None, dst=there, group=piece.group)
-    if not receives or (to.owners is not None and not to.writes):
+    if not receives or not to.writes:
         return None
     whole = _in_order(piece, buffer, size)
     return whole.cpu() if host else whole

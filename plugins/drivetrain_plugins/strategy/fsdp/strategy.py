@@ -81,9 +81,13 @@ class FSDPStrategy:
         if run.is_main_process and run.is_training:
             for line in inert(run.args, self.settings):
                 logger.warning("%s", line)
-        savers: list[bool] = [False] * dist.get_world_size()
-        dist.all_gather_object(savers, bool(run.args.should_save))
-        self.everywhere = any(savers[1:])  # whether more than rank 0 writes
+        self.everywhere = len(run.writers) > 1
+        if self.everywhere and run.is_training and self.settings.state_dict_type == "sharded_state_dict":
+            raise ConfigurationError(
+                "fsdp_config's state_dict_type='sharded_state_dict' spreads a checkpoint over the processes of all "
+                "nodes, and save_on_each_node=True keeps a whole one on each: choose state_dict_type="
+                "'full_state_dict', or one output_dir for all nodes."
+            )
 
     def model_context(self) -> AbstractContextManager[Any]:
         """Under cpu_ram_efficient_loading, or where weights are read from files, one in which nothing has memory."""
@@ -250,12 +254,11 @@ class FSDPStrategy:
         assert engine is not None
         engine.rest()
         spread = self.settings.state_dict_type == "sharded_state_dict" and not weights_only
-        # Several folders that are not shared each need everything.
-        spread = spread and not self.everywhere and dist.get_world_size() > 1
+        spread = spread and dist.get_world_size() > 1
         to = (
             Receivers.apart(engine.pieces.values())
             if spread
-            else Receivers(self.everywhere, rank=dist.get_rank())
+            else Receivers(self.everywhere, rank=dist.get_rank(), writes=self.run.keeps_state)
         )
         weights = states.weights_out(engine, to)
         state = TrainState(weights)
@@ -272,7 +275,7 @@ class FSDPStrategy:
                 spread=spread,
                 own=frozenset(STATE_PARTS),
             )
-        return state if spread or self.everywhere or dist.get_rank() == 0 else TrainState({})
+        return state if spread or self.run.keeps_state else TrainState({})
 
     def state_in(self, state: TrainState) -> None:
         """Sets this rank's part of a whole state."""
