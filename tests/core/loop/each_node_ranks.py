@@ -48,6 +48,16 @@ class Saying(logging.Handler):
         said.append(record.getMessage())
 
 
+class Saves(Trainer):
+    """Counts the models that this process writes."""
+
+    models = 0
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.models += 1
+
+
 class Counts(TrainerCallback):
     """Knows something on rank 0 alone, as what logs to a server does."""
 
@@ -217,13 +227,14 @@ def ddp(base: Path) -> None:
 
     # One folder: rank 0 alone writes, and says so once.
     said.clear()
-    shared = made(base / "shared", **ENGINES["ddp"], max_steps=2)
+    shared = made(base / "shared", cls=Saves, **ENGINES["ddp"], max_steps=2)
     shared.train()
     shared.save_model()
     dist.barrier()
     assert shared.run.writers == (0,)
     told = sum(("is one folder for the nodes of ranks 0 and 2, so rank 0 alone" in line) for line in said)
     assert everywhere(told) == [1, 0, 0, 0]
+    assert everywhere(shared.models) == [2, 0, 0, 0]
     assert sorted(path.name for path in (base / "shared").iterdir()) == ["checkpoint-2", "model.safetensors"]
 
     # A failure on one node is one on all, at the same point; what they have in common is not rotated away.

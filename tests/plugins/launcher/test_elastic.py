@@ -64,8 +64,8 @@ def result(folder: Path) -> dict[str, Any]:
 
 def killed(folder: Path, rank: int = 1, step: int = 5, **others: Any) -> list[str]:
     folder.mkdir(exist_ok=True)
-    marks = str(folder / "killed")
-    settings = {**SETTINGS, **others, "act": "kill", "rank": rank, "step": step, "marks": marks}
+    acts = {"act": "kill", "rank": rank, "step": step, "marks": str(folder / "killed")}
+    settings = {**SETTINGS, **acts, **others}
     return [SCRIPT, str(folder), json.dumps(settings)]
 
 
@@ -132,8 +132,14 @@ def test_a_checkpoint_of_another_launch_is_not_gone_on_from(
     assert_exact(tmp_path, undisturbed)
 
 
-def test_two_hosts(tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
-    """Two hosts train as two processes on one do, also where the second one's worker is killed."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_hosts(tmp_path: Path, undisturbed: dict[str, torch.Tensor], shared: bool) -> None:
+    """Two hosts train as two processes on one do, also where the second one's worker is killed.
+
+    Where they share no folder, each goes on from its own.
+    """
+    folders = [tmp_path, tmp_path if shared else tmp_path / "second"]
+    words = {"marks": str(tmp_path / "killed"), "save_on_each_node": not shared}
     with two_hosts() as hosts:
         commands = [
             host.command(
@@ -148,10 +154,14 @@ def test_two_hosts(tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None
                     "job",
                 ),
                 *("--rdzv-conf", f"is_host={int(host is hosts[0])}", "--local-addr", host.address),
-                *killed(tmp_path, rank=1, step=5),
+                *killed(folder, rank=1, step=5, **words),
             )
-            for host in hosts
+            for host, folder in zip(hosts, folders, strict=True)
         ]
-        start(commands)
+        first, _ = start(commands)
     assert (tmp_path / "killed").is_dir()
+    assert f"the run goes on from {tmp_path}/run/checkpoint-4" in first
     assert_exact(tmp_path, undisturbed)
+    kept = [sorted(path.name for path in (folder / "run").iterdir()) for folder in folders]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 2
