@@ -44,8 +44,8 @@ class Keeping(TrainerBase):
     def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:
         """Tells the listeners of the checkpoints that are whole.
 
-        Where a thread wrote it, training is some steps on; a listener is shown the checkpoint's step all the same, since
-        documented callbacks know its folder by that alone.
+        Where a thread wrote it, training is some steps on; a listener is shown the checkpoint's step all the same,
+        since documented callbacks know its folder by that alone.
         """
         now = run.state.global_step
         for folder in folders:

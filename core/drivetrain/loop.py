@@ -162,5 +162,3 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             break
     if position.random is not None:
         position.random.restore()  # nothing was left to train
-    if trainer.batches is not None:
-        trainer.batches.close()  # workers stop now, and not when somebody collects garbage

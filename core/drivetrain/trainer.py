@@ -23,7 +23,13 @@ from drivetrain.callbacks import (
     TrainerControl,
     TrainerState,
 )
-from drivetrain.data import DataCollatorWithPadding, batches_of, default_data_collator, has_length
+from drivetrain.data import (
+    DataCollatorWithPadding,
+    batches_of,
+    default_data_collator,
+    end_workers,
+    has_length,
+)
 from drivetrain.elastic import check_loader, layout
 from drivetrain.errors import ConfigurationError
 from drivetrain.evaluating import Evaluations
@@ -328,6 +334,9 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 return self._fit(length)
             finally:
                 self.is_in_train = False
+                if self.batches is not None:
+                    self.batches.close()
+                    end_workers(run.train_dataloader)
                 try:
                     if self.writer is not None:
                         self.writer.close()

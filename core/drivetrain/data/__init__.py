@@ -16,6 +16,7 @@ from drivetrain.data.samplers import (
     train_sampler,
 )
 from drivetrain.data.source import batches_of, unit_of
+from drivetrain.data.workers import end_workers
 
 __all__ = [
     "DataCollatorWithPadding",
@@ -29,6 +30,7 @@ __all__ = [
     "batches_of",
     "carry_over",
     "default_data_collator",
+    "end_workers",
     "eval_sampler",
     "find_batch_size",
     "has_length",

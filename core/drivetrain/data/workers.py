@@ -171,6 +171,10 @@ class Workers:
         self.each = [Worker.from_json(worker) for worker in saved["each"]]
         self.resumed = True
 
+    def end(self) -> None:
+        """Ends them, once nobody reads from them any more."""
+        self._shadow = None
+
     def begin_pass(self) -> None:
         """A pass begins at its beginning."""
         self.passes += 1
@@ -269,6 +273,13 @@ def workers_of(loader: Any, saved: dict[str, Any] | None, begins: bool, noted: b
     if loader.persistent_workers:
         _persistent[loader] = workers
     return workers
+
+
+def end_workers(loader: Any) -> None:
+    """Ends a loader's persistent workers now: when garbage is collected it would take five seconds."""
+    workers = _persistent.pop(loader, None) if getattr(loader, "persistent_workers", False) else None
+    if workers is not None:
+        workers.end()
 
 
 def _as_it_is(given: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,6 @@ from support.toy import rows, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from drivetrain import Trainer
-from drivetrain.data import workers
 
 ROWS = 14
 DATA = rows(ROWS)
@@ -258,10 +258,9 @@ def build(folder: Path, values: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _no_workers_left() -> Iterator[None]:
-    """Persistent workers live as long as their loader: here, until the test is over."""
+def no_worker_outlives_training() -> Iterator[None]:
     yield
-    workers._persistent.clear()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
