@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,15 @@ _GROWTH = 10  # the first steps of a run are slow, and say little of those after
 _command: str | None = None
 
 
-def resumes_by(command: str | None) -> None:
-    """Says which command goes on with this run; None for a script, of which only its author knows."""
+@contextmanager
+def resumed_by(command: str | None) -> Iterator[None]:
+    """Within it a run that leaves says that this command goes on with it; None for a script, whose author knows."""
     global _command
-    _command = command
+    before, _command = _command, command
+    try:
+        yield
+    finally:
+        _command = before
 
 
 class Preemption:

@@ -68,7 +68,6 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
     plan = resolve(args, settings=settings.load())  # every problem, before anything is built
     if job.train:
         refuse_overwriting(args)
-        say_how_to_go_on(words)
     elif checkpoint is None:
         checkpoint = trained_folder(args)
     elif not checkpoint.is_dir():
@@ -80,7 +79,9 @@ def run(command: str, words: Sequence[str], *, checkpoint: Path | None, trace_ho
     if not report.is_quiet_process():
         title = {"train": "Training", "evaluate": "Evaluation", "predict": "Prediction"}[command]
         report.sections(f"{title}: {config.path}", report.plan_rows(config, trainer, plan, data.test))
-    with already_said(plan.inert):
+    from drivetrain.preemption import resumed_by
+
+    with already_said(plan.inert), resumed_by(command_to_go_on(words) if job.train else None):
         outcome = carry_out(job, trainer, data, checkpoint)
     if named.after is not None and job.train:
         named.after(trainer)
@@ -123,16 +124,12 @@ def assemble(
     return Assembled(named, data, trainer)
 
 
-def say_how_to_go_on(words: Sequence[str]) -> None:
-    """Lets a run that is told to leave print the command by which it goes on."""
-    from drivetrain.preemption import resumes_by
+def command_to_go_on(words: Sequence[str]) -> str:
+    """The command by which a run that was told to leave goes on."""
     from drivetrain.processes import asked_for
 
-    if (command := os.environ.get(COMMAND)) is not None:
-        resumes_by(command)
-    else:
-        launcher = " (and the launcher as before)" if asked_for() > 1 else ""
-        resumes_by(again(["train", *words]) + launcher)
+    launcher = " (and the launcher as before)" if asked_for() > 1 else ""
+    return os.environ.get(COMMAND) or again(["train", *words]) + launcher
 
 
 def prepare(words: Sequence[str]) -> tuple[Config, TrainingArguments]:

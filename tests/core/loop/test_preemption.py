@@ -19,7 +19,7 @@ from support.toy import history, trainer, weights_equal
 
 from drivetrain import Trainer, TrainerCallback, hookimpl
 from drivetrain.errors import CheckpointError, Preempted
-from drivetrain.preemption import resumes_by
+from drivetrain.preemption import resumed_by
 
 # 26 batches an epoch, 13 updates; the last epoch ends with a short batch.
 SETTINGS: dict[str, Any] = {
@@ -147,12 +147,9 @@ def test_a_run_that_is_told_to_leave_goes_on(
 
 
 def test_the_command_that_goes_on_shows_no_token(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    resumes_by("drivetrain train run.toml --hub-token hf_abcdefghijklmnopqrst --resume-from-checkpoint")
-    try:
-        with pytest.raises(Preempted):
-            trainer(tmp_path, callbacks=[Signal("on_step_end", 1)], max_steps=2).train()
-    finally:
-        resumes_by(None)
+    command = "drivetrain train run.toml --hub-token hf_abcdefghijklmnopqrst --resume-from-checkpoint"
+    with resumed_by(command), pytest.raises(Preempted):
+        trainer(tmp_path, callbacks=[Signal("on_step_end", 1)], max_steps=2).train()
     said = capfd.readouterr().err
     assert "Go on with: drivetrain train run.toml --hub-token <token> --resume-from-checkpoint" in said
 
