@@ -23,7 +23,7 @@ class Keeping(TrainerBase):
     """The part of the Trainer that keeps checkpoints."""
 
     def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
-        self._end_write(self.run)  # one at a time; and its failure is told before there is another
+        self._finish_saving(self.run)  # one at a time; and how it went is told before there is another
         with self._save_errors():
             saving.save(cast("Trainer", self), self.run, metrics)
 
@@ -71,7 +71,7 @@ class Keeping(TrainerBase):
             logger.warning("%s The run goes on without this checkpoint (on_save_error='warn').", error)
 
     def _finish_saving(self, run: Run) -> None:
-        """Waits for the checkpoint that is being written."""
+        """Waits for the checkpoint that is being written, and tells of it."""
         self._end_write(run)
         if self.writer is not None:
             self._tell_saved(run, self.writer.take_saved())
