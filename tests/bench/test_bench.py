@@ -56,7 +56,7 @@ def test_an_unknown_engine_is_named() -> None:
     assert "unknown: nobody" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_strategies_runs_time_and_memory(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     work = {"warm_up": 1, "window": 2, "steps": 4, "log_every": 2}
@@ -94,7 +94,7 @@ def test_strategies_say_what_is_unknown() -> None:
     assert "unknown: nothing" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_checkpoint_runs_both_parts(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     words = "--savers torch,torch-fsync,drivetrain,drivetrain-async --resumers drivetrain --rows 10,100 --rounds 1"

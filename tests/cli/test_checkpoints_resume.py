@@ -100,7 +100,7 @@ def test_what_is_kept_nowhere_is_found_and_named(project: Path) -> None:
     assert {"checkpoint-4", "checkpoint-8"} <= kept
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_that_is_another_at_every_start_is_told_apart(project: Path) -> None:
     add(project, CLOCK)
     done = verify(project, "run.toml", "--steps", "2", "--model.factory", "line_project:clock")

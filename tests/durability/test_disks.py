@@ -35,7 +35,9 @@ def run(scenario: str, folder: Path, around: list[str]) -> None:
     assert done.stdout.endswith("done\n")
 
 
-@pytest.mark.parametrize("scenario", ["full", "goes_on", "read_only", "full_for_two"])
+@pytest.mark.parametrize(
+    "scenario", ["full", "goes_on", "read_only", pytest.param("full_for_two", marks=pytest.mark.soak)]
+)
 def test_a_real_file_system(tmp_path: Path, scenario: str) -> None:
     if not mounts():
         pytest.skip("no file system can be mounted here (unshare --mount, or with --map-root-user)")

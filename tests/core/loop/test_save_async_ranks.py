@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).with_name("save_async_ranks.py")
 pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.soak
 def test_both_forms_are_one_under_every_strategy(tmp_path: Path) -> None:
     engines = ["ddp", "fsdp", "fsdp1", "fsdp, each its part"]
     engines += ["zero1", "zero3"] if find_spec("deepspeed") is not None else []
@@ -39,6 +40,7 @@ def test_what_one_rank_cannot_write_is_an_error_or_a_warning_on_all(tmp_path: Pa
     assert said.count("The run goes on without this checkpoint") == 3 * 2 * 2
 
 
+@pytest.mark.soak
 def test_a_rank_is_killed_while_the_others_thread_waits_for_it(tmp_path: Path) -> None:
     """Without a launcher, which would end the other rank."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -76,6 +76,7 @@ def many(folder: Path, alone: dict[str, Any]) -> dict[str, list[dict[str, Any]]]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.soak
 def test_offload(stage: int, alone: dict[str, Any], many: dict[str, Any]) -> None:
     for name in (f"offload-{stage}", f"offload-into-{stage}"):
         assert_same(alone["base"], many[name])
@@ -183,6 +184,7 @@ def test_operators_that_are_compiled(folder: Path, alone: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("extra", [[], ["--no_local_rank"]], ids=["local_rank", "no_local_rank"])
+@pytest.mark.soak
 def test_its_own_launcher(tmp_path: Path, extra: list[str]) -> None:
     """Started as DeepSpeed's users start it, with arguments that HfArgumentParser reads, --local_rank among them."""
     pytest.importorskip("transformers")

@@ -206,7 +206,7 @@ def test_wrong_options(tmp_path: Path, chosen: dict[str, Any], sentence: str) ->
     assert sentence in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_four_processes_are_one(
     folder: Path, two: dict[str, Any], single: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -257,7 +257,7 @@ def four(folder: Path, first_checkpoint: str, two: dict[str, dict[str, Any]]) ->
     return launch(folder / "four", scenarios, processes=4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "name", ["v2", "v2_hybrid", "v2_resumed", "v2_from_v1", "v1", "v1_hybrid", "v1_resumed"]
 )

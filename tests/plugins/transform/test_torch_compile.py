@@ -195,7 +195,7 @@ def test_inductor_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pyt
     assert "needs a C++ compiler" in problems(tmp_path, torch_compile=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor on a CPU needs g++")
 @pytest.mark.filterwarnings("ignore")  # inductor's own
 def test_inductor_trains_as_the_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
