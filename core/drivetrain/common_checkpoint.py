@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from drivetrain.checkpoint import Exchange, alike, last_checkpoint, read_run, written_by_transformers
+from drivetrain.checkpoint import alike, last_checkpoint, read_run, written_by_transformers
 from drivetrain.checkpoint.manifest import read_manifest
 from drivetrain.errors import CheckpointError
-from drivetrain.gathering import broadcast, gather_objects
+from drivetrain.gathering import broadcast, exchange_of, gather_objects
 from drivetrain.saving import PREFIX, step_of
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def last_in_common(run: Run, folder: str, wanted: Callable[[str], bool] | None =
     Raises:
         CheckpointError: some nodes have checkpoints, and all have none in common; or a rank does not see it.
     """
-    exchange: Exchange = partial(gather_objects, processes=run.processes)
+    exchange = exchange_of(run.processes)
     mine: str | None = None
     with alike(exchange):
         if run.keeps_state:
@@ -80,7 +79,7 @@ def named(run: Run, path: str, check: Callable[[str], str]) -> str:
     """
     if any(gather_objects(os.path.isdir(path), run.processes)):
         check_seen(run, path)
-    with alike(partial(gather_objects, processes=run.processes)):
+    with alike(exchange_of(run.processes)):
         found = check(path)
     check_same(run, found)
     return found
@@ -119,7 +118,7 @@ def check_same(run: Run, checkpoint: str) -> None:
 
 def _are_one(run: Run, mine: str | None, ranks: Iterable[int]) -> bool:
     """Whether the checkpoints of these ranks are of one run, and of one step of it. A collective."""
-    with alike(partial(gather_objects, processes=run.processes)):
+    with alike(exchange_of(run.processes)):
         identity = _identity(mine) if mine is not None else None
     told = gather_objects(identity, run.processes)
     first, *others = (told[rank] for rank in ranks)

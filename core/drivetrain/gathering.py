@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,11 @@ def gather_objects(value: Any, processes: Any, group: Any = None) -> list[Any]:
     values: list[Any] = [None] * processes.world_size
     torch.distributed.all_gather_object(values, value, group=group)
     return values
+
+
+def exchange_of(processes: Any) -> Callable[[Any], list[Any]]:
+    """`gather_objects` among these processes, as a function of the value alone."""
+    return partial(gather_objects, processes=processes)
 
 
 def _device(processes: Any) -> torch.device:

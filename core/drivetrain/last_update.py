@@ -9,7 +9,6 @@ an update changes them, and an error in the middle of one leaves nothing that co
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -80,7 +79,7 @@ class LastUpdate:
         if checkpoint_of(error) is not None or (args.auto_find_batch_size and is_out_of_memory(error)):
             return
         step = run.state.global_step
-        folder = os.path.join(saving.run_folder(trainer), f"{saving.PREFIX}-{step}")
+        folder = saving.place_of(trainer, step)
         try:
             trainer._finish_saving(run)
             if trainer.preemption is not None and trainer.preemption.saved == folder:

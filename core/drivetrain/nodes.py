@@ -6,13 +6,12 @@ import logging
 import os
 import secrets
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
-from drivetrain.checkpoint import Exchange, alike
+from drivetrain.checkpoint import alike
 from drivetrain.checkpoint.files import make_folder
 from drivetrain.errors import ConfigurationError
-from drivetrain.gathering import gather_objects
+from drivetrain.gathering import exchange_of
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -60,7 +59,7 @@ def find_writers(run: Run, tell: bool) -> tuple[int, ...]:
 def _who_sees_whom(run: Run) -> dict[int, list[int]]:
     """The first ranks of the nodes, and whose file each of them finds in its output folder."""
     processes, folder = run.processes, run.args.output_dir
-    exchange: Exchange = partial(gather_objects, processes=processes)
+    exchange = exchange_of(processes)
     # A name that nobody has asked for before: a file system on a network may remember that a file is not there.
     first = 0 in (processes.rank, processes.local_rank)
     mark = f".drivetrain-node-{secrets.token_hex(8)}" if first else None

@@ -169,7 +169,7 @@ class Preemption:
     def _leave(self, run: Run, heard: signal.Signals) -> None:
         """Sees to it that a checkpoint of this step is whole, and raises what ends the run. A collective."""
         trainer, state = self.trainer, run.state
-        folder = os.path.join(saving.run_folder(trainer), f"{saving.PREFIX}-{state.global_step}")
+        folder = saving.place_of(trainer, state.global_step)
         trainer._finish_saving(run)
         if self.saved != folder:
             # Somebody has cleared the flag, or it failed and was a warning: the run ends here, so it must be.

@@ -15,7 +15,6 @@ from drivetrain.checkpoint import (
     sweep,
     written_by_transformers,
 )
-from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.checkpoint.transformers_optimizer import group_names
 from drivetrain.common_checkpoint import last_in_common, named
 from drivetrain.data.trusting import checked
@@ -26,12 +25,14 @@ from drivetrain.loop import Position
 from drivetrain.resume_checks import check_changes
 from drivetrain.resuming_transformers import restore_from_transformers
 from drivetrain.saving import PREFIX, run_folder
-from drivetrain.slots import LRScheduler, OptimizerFactory, TrainState
+from drivetrain.slots import OptimizerFactory, TrainState
 from drivetrain.trust import (
     check_loss,
     check_position,
     check_scheduler,
     checked_state,
+    restore_scheduler,
+    take_over,
     taken_from_checkpoint,
 )
 
@@ -184,9 +185,9 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     with taken_from_checkpoint("The weights or the optimizer's state"):
         run.strategy.state_in(contents.train_state)
     if contents.scheduler is not None and run.lr_scheduler is not None:
-        _restore_scheduler(trainer, run.lr_scheduler, contents.scheduler, saved.global_step)
-    for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
-        setattr(run.state, name, getattr(saved, name))
+        over = saved.global_step >= run.state.max_steps
+        restore_scheduler(run.lr_scheduler, contents.scheduler, over, trainer.per_evaluation)
+    take_over(run.state, saved)
     trainer.losses.restore(loss, run.processes.rank, run.processes.world_size)
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
@@ -209,10 +210,3 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         data=where["data"],
         random=contents.random,
     )
-
-
-def _restore_scheduler(trainer: Trainer, scheduler: LRScheduler, saved: dict[str, Any], step: int) -> None:
-    if step < trainer.run.state.max_steps:  # one that is done has no step left
-        rehearse_schedule(scheduler, saved, trainer.per_evaluation)
-    with taken_from_checkpoint("The scheduler's state"):
-        scheduler.load_state_dict(saved)

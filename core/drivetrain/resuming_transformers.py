@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from drivetrain.checkpoint import RandomState
 from drivetrain.checkpoint.canonical import HOW_NOT_WHAT
-from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.checkpoint.transformers_files import TransformersCheckpoint, read_transformers
 from drivetrain.data import batches_of, has_length
 from drivetrain.errors import CheckpointError
 from drivetrain.gathering import broadcast
 from drivetrain.loop import Position
 from drivetrain.transformers_order import position_in_data
-from drivetrain.trust import check_scheduler, checked_state, is_count, taken_from_checkpoint
+from drivetrain.trust import (
+    check_scheduler,
+    checked_state,
+    is_count,
+    restore_scheduler,
+    take_over,
+    taken_from_checkpoint,
+)
 
 if TYPE_CHECKING:
     from drivetrain.callbacks import TrainerState
@@ -52,8 +58,7 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
     changed = _what_changed(run, saved.train_state.groups, state)
     with taken_from_checkpoint("The weights or the optimizer's state"):
         run.strategy.state_in(saved.train_state)
-    for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
-        setattr(run.state, name, getattr(state, name))
+    take_over(run.state, state)
     if run.lr_scheduler is not None:
         _restore_scheduler(trainer, run.lr_scheduler, saved.scheduler, folder)
     _restore_losses(trainer.losses, state)
@@ -134,10 +139,8 @@ def _restore_scheduler(trainer: Trainer, scheduler: LRScheduler, saved: dict[str
     if "lr_lambdas" in live and not any(state.get("lr_lambdas") or ()):
         state["lr_lambdas"] = live["lr_lambdas"]  # a function's, which has no state there or here
     check_scheduler(scheduler, state)
-    if trainer.run.state.global_step < trainer.run.state.max_steps:
-        rehearse_schedule(scheduler, state, trainer.per_evaluation)
-    with taken_from_checkpoint("The scheduler's state"):
-        scheduler.load_state_dict(state)
+    over = trainer.run.state.global_step >= trainer.run.state.max_steps
+    restore_scheduler(scheduler, state, over, trainer.per_evaluation)
 
 
 def _restore_losses(losses: LossWindow, state: TrainerState) -> None:

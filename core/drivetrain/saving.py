@@ -22,7 +22,7 @@ from drivetrain.checkpoint import (
     save_spread,
 )
 from drivetrain.errors import CheckpointError
-from drivetrain.gathering import broadcast, gather_objects, to_host
+from drivetrain.gathering import broadcast, exchange_of, gather_objects, to_host
 from drivetrain.host_copies import HostCopies
 from drivetrain.listener_states import callback_states, plugin_states
 from drivetrain.resume_checks import facts_of
@@ -42,6 +42,11 @@ def run_folder(trainer: Trainer) -> str:
     if trainer.state.is_hyper_param_search and trainer.state.trial_name:
         return os.path.join(trainer.args.output_dir, trainer.state.trial_name)
     return trainer.args.output_dir
+
+
+def place_of(trainer: Trainer, step: int) -> str:
+    """The folder of the checkpoint of a step."""
+    return os.path.join(run_folder(trainer), f"{PREFIX}-{step}")
 
 
 def step_of(folder: str) -> int:
@@ -65,7 +70,7 @@ def save(
         metrics: of the evaluation at this very step, or None.
         change: changes what is to be written, before it is.
     """
-    folder = os.path.join(run_folder(trainer), f"{PREFIX}-{run.state.global_step}")
+    folder = place_of(trainer, run.state.global_step)
     if folder in (trainer.others or ()) and run.keeps_state:
         trainer.others = set()
         logger.warning(
@@ -85,7 +90,7 @@ def save(
         if state.spread and run.is_main_process:
             _tell_not_called(type(trainer).__name__, trainer.own_saves())
         if writer is None:
-            between: Exchange = partial(gather_objects, processes=run.processes)
+            between: Exchange = exchange_of(run.processes)
             _write(trainer, run, folder, contents, between, run.state.best_model_checkpoint)
             trainer.last_saved = folder
             return
@@ -111,7 +116,7 @@ def end_write(run: Run, writer: BackgroundWriter) -> None:
     assert write is not None
     writer.join()
     writer.under_way = None
-    with _best_if_written(run, write), alike(partial(gather_objects, processes=run.processes)):
+    with _best_if_written(run, write), alike(exchange_of(run.processes)):
         writer.raise_error()
     writer.saved.append(write.folder)
 

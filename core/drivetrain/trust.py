@@ -19,8 +19,10 @@ import torch
 from drivetrain.callbacks.state import TrainerState
 from drivetrain.checkpoint.manifest import validate
 from drivetrain.checkpoint.reader import LARGEST
+from drivetrain.checkpoint.rehearsal import rehearse_schedule
 from drivetrain.checkpoint.tensors import reason_of
 from drivetrain.errors import CheckpointError, DrivetrainError
+from drivetrain.slots import LRScheduler
 
 logger = logging.getLogger("drivetrain")
 
@@ -110,6 +112,32 @@ def check_scheduler(scheduler: Any, saved: Any) -> None:
                 f"The checkpoint's scheduler state has {key[:50]!r} as {type(scheduler).__name__} has not; resume "
                 "with the scheduler that its run.json names, or from an earlier checkpoint."
             )
+
+
+def restore_scheduler(
+    scheduler: LRScheduler, saved: dict[str, Any], run_is_over: bool, per_evaluation: bool
+) -> None:
+    """Gives a scheduler a state that `check_scheduler` has passed, after a step was tried on a copy.
+
+    Args:
+        scheduler: of the run.
+        saved: the state.
+        run_is_over: one that is done has no step left, so none is tried.
+        per_evaluation: its step takes a metric.
+
+    Raises:
+        CheckpointError: it cannot go on from it.
+    """
+    if not run_is_over:
+        rehearse_schedule(scheduler, saved, per_evaluation)
+    with taken_from_checkpoint("The scheduler's state"):
+        scheduler.load_state_dict(saved)
+
+
+def take_over(state: TrainerState, saved: TrainerState) -> None:
+    """Sets what a run takes over of a state that was checked."""
+    for name in ("epoch", "global_step", "total_flos", "log_history", "best_metric", "best_model_checkpoint"):
+        setattr(state, name, getattr(saved, name))
 
 
 def checked_state(values: Mapping[str, Any], folder: str) -> TrainerState:

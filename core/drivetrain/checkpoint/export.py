@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from drivetrain.checkpoint import files
-from drivetrain.checkpoint.manifest import MANIFEST, check, read_manifest, sync_folder
+from drivetrain.checkpoint.manifest import MANIFEST, check, read_manifest, sync_file, sync_folder
 from drivetrain.checkpoint.tensors import write_tensors
 from drivetrain.checkpoint.weights import (
     INDEX,
@@ -189,7 +189,7 @@ def _write_file(path: str, weights: dict[str, Any], dtype: torch.dtype | None) -
             "a folder."
         )
     write_tensors(path, whole, metadata_of(tied), dtype)
-    _sync_file(path)
+    sync_file(path)
 
 
 def _copy(checkpoint: str, names: list[str], folder: str) -> None:
@@ -236,13 +236,5 @@ def _set_dtype(config: dict[str, Any], name: str) -> None:
 def _sync(folder: str) -> None:
     for inside, _, names in os.walk(folder, topdown=False):
         for name in names:
-            _sync_file(os.path.join(inside, name))
+            sync_file(os.path.join(inside, name))
         sync_folder(inside)
-
-
-def _sync_file(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

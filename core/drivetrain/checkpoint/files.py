@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from drivetrain.checkpoint.manifest import sync_folder
 from drivetrain.errors import CheckpointError
@@ -170,14 +170,13 @@ def _missing(parent: str, needed: int, there: int) -> str:
 def tree_bytes(folder: str) -> int:
     """Bytes of the files in a folder and below it; links are not followed."""
     total = 0
-    try:
+    with suppress(OSError):  # what is gone meanwhile takes nothing
         for entry in os.scandir(folder):
             if entry.is_dir(follow_symlinks=False):
                 total += tree_bytes(entry.path)
             else:
-                total += entry.stat(follow_symlinks=False).st_size
-    except OSError:
-        pass  # what is gone meanwhile takes nothing
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_size
     return total
 
 

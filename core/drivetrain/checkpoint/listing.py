@@ -104,7 +104,7 @@ def list_checkpoints(folder: str, *, verify: bool = False, progress: Progress | 
         if named is not None and kind == "old" and not os.path.lexists(os.path.join(folder, name)):
             found.append(replace(describe(path, int(named[1]), verify, progress), aside=True))
         else:
-            leftovers.append(Leftover(path, name, _LEFT[kind], _size(path)))
+            leftovers.append(Leftover(path, name, _LEFT[kind], files.tree_bytes(path)))
     found.sort(key=lambda entry: entry.step)
     best = _best_of(found)
     last = max((entry.step for entry in found if entry.problem is None), default=None)
@@ -127,7 +127,7 @@ def describe(path: str, step: int, verify: bool = False, progress: Progress | No
         step=step,
         path=path,
         writer=writer,
-        size=_size(path),
+        size=files.tree_bytes(path),
         written=_written(path),
         problem=problem,
         epoch=float(epoch) if isinstance(epoch, (int, float)) else None,
@@ -148,7 +148,7 @@ def bytes_of(path: str) -> int:
     try:
         return sum(record.size for record in read_manifest(path).values())
     except (CheckpointError, OSError):
-        return _size(path)
+        return files.tree_bytes(path)
 
 
 def what_is_wrong(path: str, progress: Progress | None = None) -> str | None:
@@ -228,17 +228,6 @@ def _best_of(found: list[Listed]) -> str | None:
         if isinstance(best, str):
             return os.path.basename(os.path.normpath(best))
     return None
-
-
-def _size(path: str) -> int:
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:  # it was deleted meanwhile
-                continue
-    return total
 
 
 def _written(path: str) -> float:

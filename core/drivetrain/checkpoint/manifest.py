@@ -174,15 +174,19 @@ def is_safe_name(name: str) -> bool:
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def sync_folder(path: str) -> None:
-    """Writes a folder's entries to the disk, where the system can."""
-    if os.name == "nt":
-        return
+def sync_file(path: str) -> None:
+    """Writes a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Writes a folder's entries to the disk, where the system can."""
+    if os.name != "nt":
+        sync_file(path)
 
 
 def _walk(folder: str, folders: list[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from drivetrain.checkpoint import tensors as tensor_files
 from drivetrain.checkpoint.contents import GRADIENTS, OPTIMIZER, write_json, write_packed
-from drivetrain.checkpoint.manifest import FileRecord
+from drivetrain.checkpoint.manifest import FileRecord, sync_file
 from drivetrain.checkpoint.weights import INDEX, metadata_of, split, write_other
 from drivetrain.slots import TrainState
 
@@ -59,8 +59,7 @@ def write_part(folder: str, state: TrainState, rank: int, world_size: int) -> No
         records[name] = tensor_files.write_tensors(os.path.join(folder, name), state.gradients)
     for name in (*records, optimizer_stem(rank) + ".json"):
         # By the host that wrote it: what it still holds of a file on a network, rank 0 cannot sync.
-        with open(os.path.join(folder, name), "rb") as file:
-            os.fsync(file.fileno())
+        sync_file(os.path.join(folder, name))
     told = {name: [record.size, record.digest] for name, record in records.items()}
     write_json(folder, _RECORDS.format(rank=rank), told)
 

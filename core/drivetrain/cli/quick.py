@@ -11,15 +11,18 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 
+def _false_until_given(option: Any) -> Any:
+    if option is not None:
+        option.default = False
+    return option
+
+
 class Command(TyperCommand):
     """A command."""
 
     def get_help_option(self, ctx: Any) -> Any:
         """The built-in option, False until it is given."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
+        return _false_until_given(super().get_help_option(ctx))
 
 
 class Group(TyperGroup):
@@ -27,7 +30,4 @@ class Group(TyperGroup):
 
     def get_help_option(self, ctx: Any) -> Any:
         """The built-in option, False until it is given."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
+        return _false_until_given(super().get_help_option(ctx))

@@ -11,10 +11,10 @@ from drivetrain.checkpoint.randomness import is_numpy_state
 from drivetrain.data import randomness
 from drivetrain.data.position import Position
 from drivetrain.errors import CheckpointError
+from drivetrain.trust import is_count
 
 _COUNTS = ("batch", "row", "epoch", "permutation", "skip", "count", "turn", "passes")
 _WORDS = 625  # of Python's generator, its place in them last
-_LARGEST = 2**53
 
 
 def checked(position: Position) -> Position:
@@ -40,9 +40,9 @@ def _wrong() -> CheckpointError:
 
 
 def _fits(place: Any) -> bool:
-    fits = all(_is_count(place.get(name, 0)) for name in _COUNTS)
+    fits = all(is_count(place.get(name, 0)) for name in _COUNTS)
     fits = fits and all(
-        _is_count(place.get(name, 1)) and place.get(name, 1) > 0 for name in ("group", "world")
+        is_count(place.get(name, 1)) and place.get(name, 1) > 0 for name in ("group", "world")
     )
     for name in ("base_seed", "seed"):
         seed = place.get(name)
@@ -64,10 +64,6 @@ def _fits(place: Any) -> bool:
     return fits and (
         "workers" not in place or (_fits(place["workers"]) and all(map(_fits, place["workers"]["each"])))
     )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
 
 
 def _is_state(saved: Any) -> bool:
