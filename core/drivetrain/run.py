@@ -65,6 +65,8 @@ class Run:
     """
 
     args: TrainingArguments
+        skip_reason: why the gradients at hand are to be dropped; None where they are used.
+        has_evaluation_weights: whether the model holds those now, under an optimizer that trains others.
     state: TrainerState
     control: TrainerControl
     plan: Plan
@@ -93,6 +95,7 @@ class Run:
     def device(self) -> torch.device:
         """The device of this rank."""
         return self.processes.device
+    has_evaluation_weights: bool = False
 
     @property
     def is_main_process(self) -> bool:
