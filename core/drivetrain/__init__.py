@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from drivetrain.callbacks import TrainerCallback as TrainerCallback
     from drivetrain.callbacks import TrainerControl as TrainerControl
     from drivetrain.callbacks import TrainerState as TrainerState
+    from drivetrain.collecting import average as average
+    from drivetrain.collecting import broadcast as broadcast
     from drivetrain.collecting import collect as collect
+    from drivetrain.collecting import gather as gather
     from drivetrain.data import DataCollatorWithPadding as DataCollatorWithPadding
     from drivetrain.data import default_data_collator as default_data_collator
     from drivetrain.errors import CheckpointError as CheckpointError
     from drivetrain.errors import ConfigurationError as ConfigurationError
     from drivetrain.errors import DrivetrainError as DrivetrainError
+    from drivetrain.errors import NonFiniteError as NonFiniteError
     from drivetrain.errors import PluginError as PluginError
     from drivetrain.errors import Preempted as Preempted
     from drivetrain.errors import ProcessError as ProcessError
@@ -68,6 +72,7 @@ _HOMES: dict[str, str] = {
     "ParallelMode": "drivetrain.arguments",
     "ConfigurationError": "drivetrain.errors",
     "DrivetrainError": "drivetrain.errors",
+    "NonFiniteError": "drivetrain.errors",
     "PluginError": "drivetrain.errors",
     "CheckpointError": "drivetrain.errors",
     "ProcessError": "drivetrain.errors",
@@ -85,7 +90,10 @@ _HOMES: dict[str, str] = {
     "Update": "drivetrain.slots",
     "BestRun": "drivetrain.search",
     "WholeParameters": "drivetrain.whole_parameters",
+    "average": "drivetrain.collecting",
+    "broadcast": "drivetrain.collecting",
     "collect": "drivetrain.collecting",
+    "gather": "drivetrain.collecting",
 }
 
 __all__ = [*_HOMES, "__version__"]

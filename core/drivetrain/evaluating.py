@@ -50,6 +50,7 @@ class Evaluations(TrainerBase):
                 metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         start = time.time()
+        self.stages.begin("eval")
         with self.evaluating():
             loader = self.get_eval_dataloader(eval_dataset)
             loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
@@ -62,6 +63,7 @@ class Evaluations(TrainerBase):
             )
             self._add_speed(output, metric_key_prefix, start)
             metrics = output.metrics
+            self.stages.end("eval", metrics)
             self.log(metrics)
             for call in self.run.plan.events.on_evaluate:
                 call(self.run, metrics)
@@ -84,6 +86,7 @@ class Evaluations(TrainerBase):
             `predictions` and `label_ids` (arrays, rows first), and `metrics`.
         """
         start = time.time()
+        self.stages.begin("test")
         with self.evaluating():
             loader = self.get_test_dataloader(test_dataset)
             loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
@@ -91,15 +94,20 @@ class Evaluations(TrainerBase):
                 loader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
             )
             self._add_speed(output, metric_key_prefix, start)
+            self.stages.end("test", output.metrics)
             for call in self.run.plan.events.on_predict:
                 call(self.run, output.metrics)
         return PredictionOutput(output.predictions, output.label_ids, output.metrics)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within `train()`, or within itself, nothing; else plugins, precision and strategy for this alone."""
+        """Within `train()` the strategy's own context, within itself nothing; else plugins and slots for this alone."""
         # A callback that evaluates at the very end of training does so with the model as it was trained.
-        if self.is_in_train or self.is_evaluating or self.trains_still():
+        if self._session is not None and self.trains_still():
+            with self._session.evaluating():
+                yield
+            return
+        if self.is_in_train or self.is_evaluating:
             yield
             return
         run = self.run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,7 @@ class Session:
         self._undo: list[Callable[[], object]] = []
         # The run may meanwhile have another: a callback that evaluates at the very end opens a session of its own.
         self._strategy: Strategy | None = None
+        self._evaluation: Callable[[], AbstractContextManager[None]] | None = None
         self.is_wrapped = False
 
     def open(self, training: bool) -> None:
@@ -120,8 +121,18 @@ class Session:
         """Gives the model to the strategy; without an optimizer for an evaluation by itself."""
         prepared = self.run.strategy.prepare(model, optimizer, scheduler)
         self.run.model_wrapped = self._transform("after_prepare", prepared.model)
-        self.is_wrapped = True
+        self.is_wrapped, self._evaluation = True, prepared.evaluation
         return prepared
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The strategy's context of an evaluation in the midst of training, once for evaluations within another."""
+        make_context, self._evaluation = self._evaluation, None
+        try:
+            with make_context() if make_context is not None else nullcontext(), evaluation_weights(self.run):
+                yield
+        finally:
+            self._evaluation = make_context
 
     def cast_for_evaluation(self, model: Model, labels: Collection[str]) -> None:
         """The whole model in the precision's dtype for evaluation, until the session closes."""
@@ -149,7 +160,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the bare model back, and undoes what was done to it and to the process."""
-        self.is_wrapped = False
+        self.is_wrapped, self._evaluation = False, None
         if self._strategy is not None:
             self.run.model_wrapped = self._strategy.close()
         while self._undo:
@@ -196,7 +207,11 @@ def check_gradients_shown(run: Run) -> None:
     """
     if run.strategy.shows_gradients:
         return
-    listening = [found.plugin_name for found in run.plan.manager.hook.on_gradients_ready.get_hookimpls()]
+    listening = [
+        found.plugin_name
+        for found in run.plan.manager.hook.on_gradients_ready.get_hookimpls()
+        if getattr(found.plugin, "reads_all_gradients", True)
+    ]
     if listening:
         active = run.plan.slot("strategy")
         raise ConfigurationError(

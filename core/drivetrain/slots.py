@@ -68,7 +68,6 @@ class OptimizerFactory:
     kwargs: dict[str, Any] = field(default_factory=dict)
     groups: Callable[[Model], list[Group]] | None = None
     finished: torch.optim.Optimizer | None = None
-    evaluation_weights: Callable[[torch.optim.Optimizer], AbstractContextManager[None]] | None = None
 
     def build(self, model: Model) -> torch.optim.Optimizer:
         """The optimizer of `model`, or the finished one."""
@@ -120,11 +119,19 @@ class SchedulerFactory:
 
 @dataclass(slots=True)
 class Prepared:
-    """What a strategy made: the model to call, and what updates it (None for an evaluation by itself)."""
+    """What a strategy made.
+
+    Attributes:
+        model: the one to call.
+        optimizer, scheduler: what updates it; None for an evaluation by itself.
+        evaluation: makes the context of an evaluation in the midst of training, where other weights are to be evaluated
+            than are trained (averages of them, say); entered by every rank. None where they are the same.
+    """
 
     model: Model
     optimizer: torch.optim.Optimizer | None
     scheduler: LRScheduler | None
+    evaluation: Callable[[], AbstractContextManager[None]] | None = None
 
 
 @dataclass(slots=True)
