@@ -15,6 +15,7 @@ import torch
 from drivetrain.checkpoint import checkpoints
 from drivetrain.checkpoint.files import make_folder, size, tree_bytes
 from drivetrain.errors import ConfigurationError
+from drivetrain.evaluation_weights import trains_others
 from drivetrain.saving import run_folder
 from drivetrain.slots import Group, Model, OptimizerFactory
 
@@ -170,7 +171,10 @@ def _bytes_an_element(optimizer: OptimizerFactory, group: Group, matrix: bool) -
     except Exception:
         return _GUESS
     held = sum(v.numel() * v.element_size() for v in state if isinstance(v, torch.Tensor) and v.dim() > 0)
-    return held / parameter.numel()
+    aside = (
+        parameter.element_size() if trains_others(made) else 0
+    )  # the weights in training, beside those for evaluation
+    return held / parameter.numel() + aside
 
 
 def _nearest(folder: str) -> str:

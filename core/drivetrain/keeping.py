@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from drivetrain import resuming, saving
 from drivetrain.base import TrainerBase
 from drivetrain.errors import CheckpointError
+from drivetrain.evaluation_weights import evaluation_weights
 from drivetrain.gathering import gather_objects
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ class Keeping(TrainerBase):
                 self.disk.written(folder)
             run.state.global_step = saving.step_of(folder)
             try:
-                for call in run.plan.events.on_save:
-                    call(run, folder)
+                with evaluation_weights(run):  # for listeners that save the model in their own way
+                    for call in run.plan.events.on_save:
+                        call(run, folder)
             finally:
                 run.state.global_step = now
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from drivetrain.base import TrainerBase
 from drivetrain.checkpoint import write_model
 from drivetrain.checkpoint.manifest import FileRecord
 from drivetrain.errors import ConfigurationError
+from drivetrain.evaluation_weights import evaluation_weights
 from drivetrain.plugin import import_string
 from drivetrain.requirements import missing
 from drivetrain.resolve import resolve
@@ -39,12 +41,14 @@ class Output(TrainerBase):
             output_dir: by default the output folder.
         """
         folder = output_dir if output_dir is not None else self.args.output_dir
-        if self.run.processes.world_size == 1 and self.writer is None:
-            self._save(folder)
-        else:
-            state = self._weights()  # a collective
-            if self.args.should_save and self.run.keeps_state:
-                self._save(folder, state_dict=state)
+        in_thread = self.writer is not None and self.writer.is_writer()
+        with nullcontext() if in_thread else evaluation_weights(self.run):
+            if self.run.processes.world_size == 1 and self.writer is None:
+                self._save(folder)
+            else:
+                state = self._weights()  # a collective
+                if self.args.should_save and self.run.keeps_state:
+                    self._save(folder, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 

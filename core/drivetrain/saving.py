@@ -22,6 +22,7 @@ from drivetrain.checkpoint import (
     save_spread,
 )
 from drivetrain.errors import CheckpointError
+from drivetrain.evaluation_weights import evaluation_weights
 from drivetrain.gathering import broadcast, exchange_of, gather_objects, to_host
 from drivetrain.host_copies import HostCopies
 from drivetrain.listener_states import callback_states, plugin_states
@@ -79,7 +80,7 @@ def save(
             folder,
         )
     write = Write(folder, (run.state.best_metric, run.state.best_model_checkpoint))
-    with _best_if_written(run, write):
+    with evaluation_weights(run), _best_if_written(run, write):
         note_best(trainer, folder, metrics)
         contents = gather(trainer, run)
         if change is not None:

@@ -14,6 +14,7 @@ from drivetrain import peers, settings
 from drivetrain.autocast import install
 from drivetrain.binding import name_culprit
 from drivetrain.errors import ConfigurationError, PluginError
+from drivetrain.evaluation_weights import evaluation_weights, leave_evaluation_weights
 from drivetrain.nodes import find_writers
 from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
@@ -160,12 +161,16 @@ class Session:
 
     def close(self) -> None:
         """Gives the bare model back, and undoes what was done to it and to the process."""
-        self.is_wrapped, self._evaluation = False, None
-        if self._strategy is not None:
-            self.run.model_wrapped = self._strategy.close()
-        while self._undo:
-            self._undo.pop()()
-        self.run.is_training = False
+        trained, self.is_wrapped, self._evaluation = self.is_wrapped, False, None
+        try:
+            if trained and self.run.is_training:
+                leave_evaluation_weights(self.run)  # also of a run that ends by an error
+        finally:
+            if self._strategy is not None:
+                self.run.model_wrapped = self._strategy.close()
+            while self._undo:
+                self._undo.pop()()
+            self.run.is_training = False
 
 
 def make(run: Run, slot: str) -> Any:

@@ -33,6 +33,7 @@ from drivetrain.data import (
 from drivetrain.elastic import check_loader, layout
 from drivetrain.errors import ConfigurationError
 from drivetrain.evaluating import Evaluations
+from drivetrain.evaluation_weights import leave_evaluation_weights, train_weights
 from drivetrain.evaluation import output_at, speed_metrics
 from drivetrain.inner_names import InnerNames
 from drivetrain.inputs import Inputs
@@ -387,6 +388,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = run.model, run.optimizer, run.lr_scheduler
         handler.train_dataloader, handler.run = run.train_dataloader, run
+        train_weights(run)
 
     def _fit(self, length: RunLength) -> TrainOutput:
         args, run = self.args, self.run
@@ -397,6 +399,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         start = time.time()
         run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made
         self.last_update = last_update_of(self, run)
+        leave_evaluation_weights(run)
         try:
             train_loop(self, run, length, self.losses, self.position)
         except BaseException as error:

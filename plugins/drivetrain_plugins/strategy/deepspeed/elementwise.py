@@ -9,6 +9,7 @@ import torch
 
 from drivetrain.element_wise import is_element_wise
 from drivetrain.errors import ConfigurationError
+from drivetrain.evaluation_weights import trains_others
 from drivetrain.slots import OptimizerFactory
 from drivetrain_plugins.strategy.deepspeed.pieces import shape_of
 
@@ -27,13 +28,13 @@ def check_element_wise(factory: OptimizerFactory, groups: Sequence[dict[str, Any
     Raises:
         ConfigurationError: naming the optimizer, the stage, and the cure.
     """
-    if factory.evaluation_weights is not None:
+    finished = factory.finished
+    cls: Any = factory.cls if finished is None else type(finished)
+    if trains_others(cls):
         raise ConfigurationError(
             f"The optimizer {_name(factory)} keeps other weights for evaluation, which strategy 'deepspeed' with "
             f"ZeRO stage {stage} cannot swap: use strategy='ddp', or zero_optimization.stage 0."
         )
-    finished = factory.finished
-    cls: Any = factory.cls if finished is None else type(finished)
     # Of parameters that are spread over processes already, the shapes that they have whole.
     whole = [
         {**group, "params": [torch.empty(shape_of(p), device="meta") for p in group["params"]]}
