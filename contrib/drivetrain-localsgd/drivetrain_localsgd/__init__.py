@@ -1,4 +1,4 @@
-"""Local SGD for drivetrain: what the plugin says about itself."""
+"""Local SGD for drivetrain: what the plugin says about itself. Listing plugins imports this and nothing else."""
 
 from drivetrain import PluginInfo
 
@@ -10,4 +10,8 @@ LOCALSGD = PluginInfo(
     options="drivetrain_localsgd.strategy:LocalSGDOptions",
     arguments=("max_grad_norm", "gradient_accumulation_steps", "local_rank", "ddp_backend", "ddp_timeout"),
     distribution="drivetrain-localsgd",
+    conflicts={
+        "precision:fp16": "each process would have a loss scale of its own, and skip other updates than the rest; "
+        "use bf16=True."
+    },
 )
