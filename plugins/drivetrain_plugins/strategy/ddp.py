@@ -32,7 +32,7 @@ class DDPOptions:
         gradient_as_bucket_view: gradients are views of the communication buckets; saves a copy of them.
         init_sync: at the beginning all ranks take the first one's weights, and their shapes are compared.
         sync_batch_norm: statistics of batch normalisation are taken over all ranks; CUDA alone.
-        comm_hook: how gradients are brought together: fp16_compress, bf16_compress, powerSGD, batched_powerSGD,
+        comm_hook: how gradients are brought together: fp16_compress, bf16_compress, powerSGD,
             or "module:function" of your own.
         comm_hook_options: those of PowerSGD; a function of your own gets them as its first argument.
     """

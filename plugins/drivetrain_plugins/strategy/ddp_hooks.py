@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power_sgd
 from torch.nn.parallel import DistributedDataParallel
@@ -18,11 +19,8 @@ COMPRESSING: dict[str, Any] = {
     "fp16_compress": default_hooks.fp16_compress_hook,
     "bf16_compress": default_hooks.bf16_compress_hook,
 }
-POWER_SGD: dict[str, Any] = {
-    "powerSGD": power_sgd.powerSGD_hook,
-    "batched_powerSGD": power_sgd.batched_powerSGD_hook,
-}
-NAMES = (*COMPRESSING, *POWER_SGD)
+POWER_SGD = "powerSGD"
+NAMES = (*COMPRESSING, POWER_SGD)
 _OF_DTYPE = {torch.float16: "fp16_compress", torch.bfloat16: "bf16_compress"}
 
 
@@ -35,7 +33,11 @@ def check_hook(name: str, options: Mapping[str, Any]) -> None:
     if not name:
         if options:
             raise ValueError("option 'comm_hook_options' needs comm_hook.")
-    elif name in POWER_SGD:
+    elif name == "batched_powerSGD":
+        raise ValueError(
+            "comm_hook 'batched_powerSGD' is broken in torch, which asks three dimensions of two: use 'powerSGD'."
+        )
+    elif name == POWER_SGD:
         known = [
             known
             for known in inspect.signature(power_sgd.PowerSGDState).parameters
@@ -83,8 +85,10 @@ def register_hook(
     try:
         if name in COMPRESSING:
             state, hook = None, COMPRESSING[name]
-        elif name in POWER_SGD:
-            state, hook = power_sgd.PowerSGDState(process_group=None, **options), POWER_SGD[name]
+        elif name == POWER_SGD:
+            state, hook = power_sgd.PowerSGDState(process_group=None, **options), power_sgd.powerSGD_hook
+            if dist.get_backend(ddp.process_group) != "nccl":
+                hook = _in_turn(hook)
         else:
             state, hook = dict(options), _function(name)
         ddp.register_comm_hook(state, hook)
@@ -95,6 +99,23 @@ def register_hook(
         raise ConfigurationError(
             f"comm_hook={name!r} of the strategy 'ddp' cannot be here: {reason}."
         ) from error
+
+
+def _in_turn(hook: Any) -> Any:
+    """The hook, at its end before the backward pass goes on.
+
+    PowerSGD calls its second and third reduction from the callbacks of the one before, which gloo runs in threads
+    of its own. Meanwhile the reducer calls reductions too: the next bucket's, and that of the parameters that
+    were used. Ranks that call them in another order wait for each other for ever.
+    """
+
+    def waiting(state: Any, bucket: Any) -> Any:
+        future = hook(state, bucket)
+        future.wait()
+        return future
+
+    waiting.__annotations__, waiting.__qualname__ = {}, hook.__qualname__
+    return waiting
 
 
 def _function(name: str) -> Any:

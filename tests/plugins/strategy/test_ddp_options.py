@@ -61,6 +61,12 @@ ROUGH: dict[str, dict[str, Any]] = {
         ),
     },
 }
+# Long enough for the reductions of callbacks and those of the reducer to get in each other's way.
+LONG: dict[str, Any] = {
+    **PLAIN,
+    "num_train_epochs": 30,
+    **options(comm_hook="powerSGD", comm_hook_options={"start_powerSGD_iter": 2}),
+}
 WRONG: dict[str, dict[str, Any]] = {
     "bf16_hook": {**PLAIN, **options(comm_hook="bf16_compress")},
     "never_used": {**PLAIN, "model": "unused", "ddp_find_unused_parameters": False},
@@ -79,7 +85,7 @@ def without_engine(settings: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch(tmp_path_factory.mktemp("two"), {**EXACT, **ROUGH, **WRONG})
+    return launch(tmp_path_factory.mktemp("two"), {**EXACT, **ROUGH, **WRONG, "long": LONG})
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -102,6 +108,11 @@ def test_a_hook_that_compresses_trains_nearly_the_same(two: dict[str, Any], name
         if plain["weights"][key].is_floating_point()
     ]
     assert 0 < max(differ) < 0.1  # it did compress, and it did train
+
+
+def test_power_sgd_comes_to_its_end(two: dict[str, Any]) -> None:
+    assert two["long"]["error"] is None
+    assert two["long"]["ranks_equal"]
 
 
 def test_the_options_reach_the_engine(two: dict[str, Any]) -> None:
@@ -163,6 +174,7 @@ def test_what_cannot_be_is_one_sentence_on_every_rank(two: dict[str, Any], name:
             {"comm_hook": "powerSGD", "comm_hook_options": {"rank": 4}},
             "comm_hook 'powerSGD' has no option 'rank'.",
         ),
+        ({"comm_hook": "batched_powerSGD"}, "comm_hook 'batched_powerSGD' is broken in torch"),
         ({"comm_hook_options": {"rank": 4}}, "option 'comm_hook_options' needs comm_hook."),
         ({"comm_hook": "fp16_compress", "comm_hook_options": {"a": 1}}, "takes no comm_hook_options"),
     ],
