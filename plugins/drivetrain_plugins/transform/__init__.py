@@ -30,6 +30,7 @@ TORCH_COMPILE = PluginInfo(
     kind="transform",
     summary="Compiles what the strategy made of the model with torch.compile, in place.",
     implementation="drivetrain_plugins.transform.torch_compile:TorchCompile",
+    options="drivetrain_plugins.transform.torch_compile:TorchCompileOptions",
     arguments=("torch_compile", "torch_compile_backend", "torch_compile_mode", "torchdynamo"),
     chosen_by=_compiled,
     probe=_check_compile,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor
 from torch import nn
 
 from drivetrain import ConfigurationError, Trainer, TrainingArguments
@@ -161,7 +164,21 @@ def problems(tmp_path: Path, **arguments: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("backend", ["nvfuser", "aot_nvfuser", "ofi", "fx2trt", "ipex"])
+# The documented names that are no backends of today's torch, and what other packages bring.
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "nvfuser",
+        "aot_nvfuser",
+        "ofi",
+        "fx2trt",
+        "onnxrt",
+        "ipex",
+        "tensorrt",
+        "torch_tensorrt",
+        "hpu_backend",
+    ],
+)
 def test_a_backend_that_this_torch_lacks_is_an_error_naming_those_it_has(
     tmp_path: Path, backend: str
 ) -> None:
@@ -179,8 +196,18 @@ def test_a_slip_of_the_pen_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_cudagraphs_needs_a_device(tmp_path: Path) -> None:
-    assert "needs a CUDA device" in problems(tmp_path, torch_compile_backend="aot_cudagraphs")
+@pytest.mark.parametrize("backend", ["cudagraphs", "aot_cudagraphs"])
+def test_cudagraphs_needs_a_device(tmp_path: Path, backend: str) -> None:
+    said = problems(tmp_path, torch_compile_backend=backend)
+    assert f"torch_compile_backend={backend!r} needs a CUDA device" in said
+
+
+@pytest.mark.parametrize(("backend", "package"), [("tvm", "tvm"), ("openxla", "torch_xla")])
+def test_a_backend_of_another_package_names_it(tmp_path: Path, backend: str, package: str) -> None:
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    said = problems(tmp_path, torch_compile_backend=backend)
+    assert f"needs {package}, which is not installed. Use torch_compile_backend='inductor'." in said
 
 
 def test_a_mode_belongs_to_inductor(tmp_path: Path) -> None:
@@ -195,13 +222,164 @@ def test_inductor_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pyt
     assert "needs a C++ compiler" in problems(tmp_path, torch_compile=True)
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor on a CPU needs g++")
+# -- what was compiled, and why again ----------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """Takes sequences of any length."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(8, 16)
+        self.head = nn.Linear(16, 3)
+        self.breaks = breaks
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        mean = self.words(ids).mean(1)
+        if self.breaks:
+            torch._dynamo.graph_break()
+        logits = self.head(mean)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class InOrder(Trainer):
+    def _get_train_sampler(self) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+
+def told(
+    folder: Path, caplog: pytest.LogCaptureFixture, model: nn.Module, **options: Any
+) -> tuple[Trainer, str]:
+    """Trains on six lengths of sequences, and returns what was said."""
+    lengths = [{"ids": torch.arange(3 + i // 4) % 8, "labels": i % 3} for i in range(24)]
+    args = TrainingArguments(
+        str(folder), num_train_epochs=1, per_device_train_batch_size=4, logging_steps=2, report_to="none",
+        save_strategy="no", use_cpu=True, disable_tqdm=True, log_level="info", torch_compile_backend="eager",
+        plugins={"torch_compile": options},
+    )  # fmt: skip
+    made = InOrder(model, args, train_dataset=lengths, eval_dataset=lengths[:4])
+    with caplog.at_level(logging.INFO, logger="drivetrain"):
+        made.train()
+    said = [row.getMessage() for row in caplog.records if row.getMessage().startswith("torch.compile")]
+    return made, "\n".join(said)
+
+
+def test_sizes_are_compiled_for_at_once_from_the_second_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, said = told(tmp_path, caplog, Words())
+    assert "torch.compile: 2 compiled, 1 of them again, 0 graph breaks, in " in said
+    assert "are 6 updates, and what else was due" in said
+    assert "compiled again: forward (test_torch_compile.py:" in said
+    assert "tensor 'ids' size mismatch at index 1. expected 3, actual 4" in said
+    assert made.run.figures["compile_seconds"] > 0
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="drivetrain"):
+        made.evaluate()
+    assert "torch.compile: 1 compiled, 1 of them again" in caplog.text  # without gradients
+
+
+def test_dynamic_true_compiles_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, said = told(tmp_path, caplog, Words(), dynamic=True)
+    assert "torch.compile: 1 compiled, 0 of them again" in said
+
+
+def test_the_limit_of_recompilations_is_a_warning_with_the_cure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = torch._dynamo.config.recompile_limit
+    made, said = told(tmp_path / "limited", caplog, Words(), dynamic=False, recompile_limit=3)
+    assert "torch.compile: 3 compiled, 2 of them again" in said
+    assert "compiled again, 2 times of this kind: forward" in said
+    assert "torch.compile has compiled forward (test_torch_compile.py:" in said
+    assert "plugins={'torch_compile': {'dynamic': True}}" in said
+    assert [row.levelno for row in caplog.records if "as often as" in row.getMessage()] == [logging.WARNING]
+    assert torch._dynamo.config.recompile_limit == limit
+    other, _ = told(tmp_path / "unlimited", caplog, Words())  # the last batches ran uncompiled
+    assert losses(made) == pytest.approx(losses(other), rel=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch's own look at what it resumes with
+def test_graph_breaks_are_counted_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, said = told(tmp_path / "broken", caplog, Words(breaks=True), dynamic=True)
+    assert "1 graph breaks" in said
+    assert "graph broken off: forward (test_torch_compile.py:" in said
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        told(tmp_path / "full", caplog, Words(breaks=True), fullgraph=True)
+
+
+def test_nothing_listens_after_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from torch._dynamo.callback import callback_handler as handler
+
+    before = len(handler.start_callbacks), len(handler.end_callbacks)
+    told(tmp_path, caplog, Words())
+    assert (len(handler.start_callbacks), len(handler.end_callbacks)) == before
+
+
+@pytest.mark.parametrize("options", [{"dynamic": "yes"}, {"recompile_limit": 0}])
+def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    said = problems(tmp_path, torch_compile_backend="eager", plugins={"torch_compile": options})
+    assert "The options of transform 'torch_compile' are wrong: option " in said
+
+
+class Sequential(Trainer):
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        outputs = model(inputs["input"])
+        loss = nn.functional.cross_entropy(outputs, inputs["labels"])
+        return (loss, {"logits": outputs}) if return_outputs else loss
+
+
+def test_a_model_that_is_torchs_own_is_compiled_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    data = [{"input": row["x"], "labels": row["labels"]} for row in rows(16)]
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
+        log_level="info", torch_compile_backend="eager", remove_unused_columns=False,
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO, logger="drivetrain"):
+        Sequential(model, args, train_dataset=data).train()
+    assert "torch.compile: 1 compiled" in caplog.text
+    assert "forward" not in vars(model)
+
+
+# -- inductor ------------------------------------------------------------------------------------------------
+
+inductor = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor on a CPU needs g++")
+
+
+@inductor
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # inductor's own
-def test_inductor_trains_as_the_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_trains_evaluates_and_predicts_as_the_plain_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     plain = trainer(tmp_path / "plain")
     plain.train()
-    compiled = trainer(tmp_path / "compiled", torch_compile=True, torch_compile_mode="default")
+    compiled = trainer(tmp_path / "compiled", torch_compile=True)
+    compiled.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert compiled.run.figures["compile_seconds"] > 0
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    assert compiled.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-4)
+    torch.testing.assert_close(
+        compiled.predict(rows()).predictions, plain.predict(rows()).predictions, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.soak
+@inductor
+@pytest.mark.filterwarnings("ignore")  # inductor's own
+@pytest.mark.parametrize("mode", sorted(torch._inductor.list_mode_options()))
+def test_every_mode_of_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    plain = trainer(tmp_path / "plain")
+    plain.train()
+    compiled = trainer(tmp_path / "compiled", torch_compile_mode=mode)
     compiled.train()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
