@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from drivetrain.preemption import Preemption
     from drivetrain.session import Session
     from drivetrain.slots import LRScheduler, TrainState
+    from drivetrain.stages import Stages
 
 
 class TrainerBase:
@@ -33,6 +34,7 @@ class TrainerBase:
         optimizer, lr_scheduler: as given, or as built; None before.
         callback_handler: the documented callbacks.
         run: what plugins see.
+        stages: tells the listeners of training, an evaluation or a prediction that begins or ends.
         plugins: plugin objects that were handed in; `made_plugins`: those that were made, by `kind:name`.
         is_in_train, is_evaluating: what is under way.
         layout: how the rows of an update are laid out; None before a run.
@@ -57,6 +59,7 @@ class TrainerBase:
     lr_scheduler: LRScheduler | None
     callback_handler: CallbackHandler
     run: Run
+    stages: Stages
     plugins: list[Any]
     made_plugins: dict[str, Any]
     trace_hooks: bool
@@ -124,4 +127,7 @@ class TrainerBase:
             """In inputs.py."""
 
         def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+            """In inputs.py."""
+
+        def _prepare_inputs(self, inputs: Any) -> Any:
             """In inputs.py."""

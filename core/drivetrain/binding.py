@@ -73,9 +73,12 @@ class Events:
     __slots__ = EVENTS
 
     on_init_end: Bound
+    on_stage_begin: Bound
+    on_stage_end: Bound
     on_train_begin: Bound
     on_epoch_begin: Bound
     on_step_begin: Bound
+    on_micro_batch: Bound
     on_substep_end: Bound
     on_gradients_ready: Bound
     on_step_end: Bound

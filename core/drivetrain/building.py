@@ -1,13 +1,16 @@
-"""The optimizer and the scheduler: the part of the Trainer that scripts override."""
+"""The model, the optimizer and the scheduler: the part of the Trainer that scripts override."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from drivetrain.base import TrainerBase
 from drivetrain.callbacks import TrainerControl, TrainerState
+from drivetrain.errors import ConfigurationError
 from drivetrain.parameters import get_decay_parameter_names, parameter_groups
 from drivetrain.processes import current
 from drivetrain.resolve import Plan, resolve
@@ -20,7 +23,15 @@ if TYPE_CHECKING:
 
 
 class Building(TrainerBase):
-    """The part of the Trainer that builds what updates the model."""
+    """The part of the Trainer that builds the model, and what updates it."""
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new model from `model_init`, which may take the trial."""
+        assert self.model_init is not None
+        model = self.model_init(trial) if _takes_trial(self.model_init) else self.model_init()
+        if model is None:
+            raise ConfigurationError("model_init returned None; it must return the model.")
+        return model
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Builds both. Override it, or one of the two below, for your own."""
@@ -108,3 +119,24 @@ class Building(TrainerBase):
         session = Session(self, self.run)
         session.resolve(training=False)
         return session
+
+
+def _takes_trial(model_init: Callable[..., Any]) -> bool:
+    """Whether `model_init` takes the trial of a search.
+
+    Raises:
+        ConfigurationError: it takes more than that.
+    """
+    try:
+        parameters = inspect.signature(model_init).parameters.values()
+    except ValueError:  # a class or function of C tells no signature
+        return False
+    needed = [
+        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ConfigurationError(
+            f"model_init takes a trial or nothing, but it needs {len(needed)} arguments."
+        )
+    named_trial = any(p.name == "trial" for p in parameters)
+    return bool(needed) or named_trial

@@ -37,6 +37,10 @@ class PluginError(DrivetrainError):
     """A plugin failed. Names the plugin and the hook; the cause is chained."""
 
 
+class NonFiniteError(DrivetrainError, FloatingPointError):
+    """A loss, a gradient or a weight is NaN or infinite, and the run was asked to end by it."""
+
+
 class CheckpointError(DrivetrainError):
     """A checkpoint cannot be read or written."""
 

@@ -6,7 +6,7 @@
       -> transform_model (place "after_prepare") -> restore (load_state) -> on_train_begin
          each epoch: on_epoch_begin
             each update: on_step_begin
-                         (forward, backward) x accumulation, on_substep_end between
+                         (on_micro_batch, forward, backward) x accumulation, on_substep_end between
                          on_gradients_ready
                          [strategy.update]
                          on_step_end
@@ -17,6 +17,7 @@
       -> on_train_end -> strategy.close
 
     evaluate() and predict() alone: on_prediction_step for each batch, then on_evaluate or on_predict.
+    Around each stage ("init", "train", "eval", "test"): on_stage_begin, on_stage_end.
     An error that ends the run: on_exception.
 
 A plugin is an object whose methods bear the names below and `@drivetrain.hookimpl`. A method takes those
@@ -95,6 +96,14 @@ class Events:
         """The Trainer has been built. Callbacks alone hear it; the other kinds are chosen when a run begins."""
 
     @hookspec
+    def on_stage_begin(self, run: Run, stage: str) -> None:
+        """The making of the Trainer ("init"), `train()`, `evaluate()` ("eval") or `predict()` ("test") begins."""
+
+    @hookspec
+    def on_stage_end(self, run: Run, stage: str, metrics: dict[str, float]) -> None:
+        """It has ended; what is added to `metrics` is logged and returned with them. Those of "init" are dropped."""
+
+    @hookspec
     def on_train_begin(self, run: Run) -> None:
         """Model, optimizer and scheduler stand, and a checkpoint, if any, is restored."""
 
@@ -107,12 +116,19 @@ class Events:
         """Before the first micro-batch of an update."""
 
     @hookspec
+    def on_micro_batch(self, run: Run, inputs: Any) -> None:
+        """A micro-batch is there, on the host, and is about to be trained on."""
+
+    @hookspec
     def on_substep_end(self, run: Run) -> None:
         """After each micro-batch of an update but the last."""
 
     @hookspec
     def on_gradients_ready(self, run: Run) -> None:
-        """After the last backward of an update, before clipping; gradients may be read and changed."""
+        """After the last backward of an update, before clipping; gradients may be read and changed.
+
+        `run.request_skip(reason)` drops them, here and only here.
+        """
 
     @hookspec
     def on_step_end(self, run: Run) -> None:

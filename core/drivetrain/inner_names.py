@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from drivetrain.loop import Position
     from drivetrain.loss import LossWindow
     from drivetrain.run import Run
+    from drivetrain.stages import Stages
 
 # Overrides that nothing would call, and what takes their place.
 NOT_CALLED = {
@@ -33,16 +34,6 @@ NOT_CALLED = {
     "_rotate_checkpoints": "delete checkpoints in on_save of a callback, and leave save_total_limit out",
     "_wrap_model": "write a strategy or a transform",
 }
-
-
-class _NoMemoryTracker:
-    """What `_memory_tracker` is while memory is not measured (`skip_memory_metrics=True`)."""
-
-    def start(self) -> None:
-        """Nothing is measured."""
-
-    def stop_and_update_metrics(self, metrics: dict[str, float] | None = None) -> None:
-        """No figure is added."""
 
 
 class InnerNames(TrainerBase):
@@ -60,7 +51,6 @@ class InnerNames(TrainerBase):
     position: Position
     _trial: Any
     _ignore_keys: list[str] | None
-    _memory_tracker = _NoMemoryTracker()
 
     if TYPE_CHECKING:  # defined in trainer.py
 
@@ -116,6 +106,10 @@ class InnerNames(TrainerBase):
     def place_model_on_device(self) -> bool:
         """`args.place_model_on_device`."""
         return self.args.place_model_on_device
+
+    @property
+    def _memory_tracker(self) -> Stages:
+        return self.stages
 
     @property
     def _globalstep_last_logged(self) -> int:

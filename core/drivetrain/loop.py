@@ -2,7 +2,7 @@
 
     each epoch:             on_epoch_begin
       each update:          on_step_begin
-        each micro-batch:   forward and backward; on_substep_end but for the last
+        each micro-batch:   on_micro_batch, forward and backward; on_substep_end but for the last
                             on_gradients_ready, update, on_step_end
                             what is due: a row of the log, an evaluation, a checkpoint
                             on_epoch_end; what is due by epochs
@@ -118,8 +118,10 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             )
             run.batch_weight = batches.weight
             run.batch_rows += batches.rows
+            for call in events.on_micro_batch:
+                call(run, inputs)
             with strategy.micro_batch(last):
-                loss = training_step(run.model_wrapped, inputs)
+                run.loss = loss = training_step(run.model_wrapped, inputs)
             losses.add(loss if batches.weight == 1.0 else loss * batches.weight, state.global_step)
             if count_flos is not None:
                 trainer.current_flos += float(count_flos(inputs))
@@ -127,8 +129,11 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             if last:
                 for call in events.on_gradients_ready:
                     call(run)
-                max_norm = args.max_grad_norm  # looked up each time: a callback may change it
-                run.update = strategy.update(max_norm if max_norm and max_norm > 0 else None)
+                if run.skip_reason is None:
+                    max_norm = args.max_grad_norm  # looked up each time: a callback may change it
+                    run.update = strategy.update(max_norm if max_norm and max_norm > 0 else None)
+                else:
+                    run.update = run.skip_update()
                 state.global_step += 1
                 state.epoch = epoch + position.batch / length.batches
                 for call in events.on_step_end:

@@ -22,6 +22,7 @@ import torch
 from drivetrain import saving
 from drivetrain.errors import Preempted, checkpoint_of
 from drivetrain.plugin import hookimpl
+from drivetrain.reading_later import read_later
 from drivetrain.requeue import requeue
 from drivetrain.secret import struck
 from drivetrain.signals import Signals
@@ -151,20 +152,9 @@ class Preemption:
     def _ask(self, run: Run, every: int) -> Callable[[], list[int]]:
         """Sends this rank's two numbers, without waiting for the device; what it returns waits for all of them."""
         mine = torch.tensor([int(self._signals.first or 0), every])
-        if run.device.type != "cuda":
-            collected: torch.Tensor = run.strategy.collect(mine.to(run.device))
-            return collected.tolist
-        collected = run.strategy.collect(mine.pin_memory().to(run.device, non_blocking=True))
-        host = torch.empty(collected.shape, dtype=collected.dtype, pin_memory=True)
-        host.copy_(collected, non_blocking=True)
-        copied = torch.Event(run.device)
-        copied.record()
-
-        def read() -> list[int]:
-            copied.synchronize()
-            return host.tolist()
-
-        return read
+        if run.device.type == "cuda":
+            mine = mine.pin_memory().to(run.device, non_blocking=True)
+        return read_later(run.strategy.collect(mine.to(run.device)))
 
     def _leave(self, run: Run, heard: signal.Signals) -> None:
         """Sees to it that a checkpoint of this step is whole, and raises what ends the run. A collective."""

@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.errors import ConfigurationError
+
 if TYPE_CHECKING:
     import torch
 
@@ -55,6 +57,7 @@ class Run:
         accumulation: micro-batches an update.
         split: how global batches are cut, where a run goes on with another number of processes.
         is_training: False while `evaluate()` or `predict()` runs by itself.
+        loss: of the last micro-batch, divided by the accumulation; a tensor on the device, not read.
         update: the last update: gradient norm (a tensor on the device), and whether it stepped.
         batch_rows: rows trained on since the last row of the log, on this rank.
         batch_weight: the factor of this micro-batch's loss; with it every row of an update counts the same.
@@ -62,11 +65,11 @@ class Run:
         figures: numbers for the progress bar and listeners that no row of the log has: `rows_per_second`,
             `steps_per_second`, `grad_norm`, `seconds_left`. Filled when a row is logged.
         stop_reason: why the run stops early, if somebody asked for it.
+        skip_reason: why the gradients at hand are to be dropped; None where they are used.
+        has_evaluation_weights: whether the model holds those now, under an optimizer that trains others.
     """
 
     args: TrainingArguments
-        skip_reason: why the gradients at hand are to be dropped; None where they are used.
-        has_evaluation_weights: whether the model holds those now, under an optimizer that trains others.
     state: TrainerState
     control: TrainerControl
     plan: Plan
@@ -83,19 +86,21 @@ class Run:
     accumulation: int = 1
     split: Split | None = None
     is_training: bool = False
+    loss: torch.Tensor | None = None
     update: Update | None = None
     batch_rows: int = 0
     batch_weight: float = 1.0
     prediction: Prediction | None = None
     figures: dict[str, float] = field(default_factory=dict)
     stop_reason: str | None = None
+    skip_reason: str | None = None
     writers: tuple[int, ...] = ()
+    has_evaluation_weights: bool = False
 
     @property
     def device(self) -> torch.device:
         """The device of this rank."""
         return self.processes.device
-    has_evaluation_weights: bool = False
 
     @property
     def is_main_process(self) -> bool:
@@ -126,6 +131,28 @@ class Run:
         self.stop_reason = reason
         self.control.should_training_stop = True
         logger.warning("Training stops after step %d: %s", self.state.global_step, reason)
+
+    def request_skip(self, reason: str) -> None:
+        """Drops this update: its gradients are cleared, and optimizer and scheduler do not step.
+
+        To be called in `on_gradients_ready`, by all ranks or by none. The update is counted, as one that a loss
+        scaler skips.
+
+        Raises:
+            ConfigurationError: the strategy cannot.
+        """
+        if not hasattr(self.strategy, "discard"):
+            active = self.plan.slot("strategy")
+            raise ConfigurationError(
+                f"Strategy {active.name if active else '?'!r} cannot skip an update, which was asked for: {reason}"
+            )
+        self.skip_reason = reason
+
+    def skip_update(self) -> Update:
+        """What the loop does in the place of an update that a listener wants skipped."""
+        self.skip_reason = None
+        dropped: Update = self.strategy.discard()  # type: ignore[attr-defined]  # looked for by `request_skip`
+        return dropped
 
     def request_save(self) -> None:
         """Asks for a checkpoint after this step."""

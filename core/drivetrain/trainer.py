@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,8 +32,8 @@ from drivetrain.data import (
 from drivetrain.elastic import check_loader, layout
 from drivetrain.errors import ConfigurationError
 from drivetrain.evaluating import Evaluations
-from drivetrain.evaluation_weights import leave_evaluation_weights, train_weights
 from drivetrain.evaluation import output_at, speed_metrics
+from drivetrain.evaluation_weights import leave_evaluation_weights, train_weights
 from drivetrain.inner_names import InnerNames
 from drivetrain.inputs import Inputs
 from drivetrain.keeping import Keeping
@@ -56,6 +55,7 @@ from drivetrain.seeding import full_determinism, set_seed
 from drivetrain.session import Session, culprits_named
 from drivetrain.slots import LRScheduler, TrainState
 from drivetrain.smoothing import LabelSmoother, predicts_next_token
+from drivetrain.stages import Stages
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -144,11 +144,9 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.model_init = model_init
         self.hp_search_backend: Any = None
         self.hp_name: Callable[[Any], str] | None = None
-        if model is None:
-            if model_init is None:
-                raise ConfigurationError("Trainer needs a model, or model_init to build one.")
-            model = first_model(self.call_model_init, args, self.plugins)
-        elif model_init is not None:
+        if model is None and model_init is None:
+            raise ConfigurationError("Trainer needs a model, or model_init to build one.")
+        if model is not None and model_init is not None:
             logger.warning(
                 "Trainer was given both model and model_init: model_init builds the model of each train()."
             )
@@ -157,8 +155,31 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 "optimizers cannot go with model_init, which makes a new model at every train(): "
                 "subclass Trainer and override create_optimizer_and_scheduler."
             )
-        self.model = model
-        self.model_wrapped = model
+        state = TrainerState(
+            is_local_process_zero=self.is_local_process_zero(),
+            is_world_process_zero=self.is_world_process_zero(),
+        )
+        self.callback_handler = handler = CallbackHandler(
+            [DefaultFlowCallback, *(callbacks or ())], model, tokenizer, *optimizers
+        )
+        self.run = handler.run = Run(args, state, TrainerControl(), Plan(), current(args), model, tokenizer)
+        self.run.plan = plan = resolve(
+            args,
+            kinds=("callback",),
+            instances=self.plugins,
+            settings=settings.load(),
+            core=[("callbacks", handler.hooks)],
+            traced=trace_hooks,
+        )
+        self.made_plugins = {active.key: active.plugin for active in plan.active}
+        for active in plan.active:
+            if is_documented_callback(active.plugin):
+                handler.add_callback(active.plugin)
+        self.stages = Stages(self.run)
+        self.stages.begin("init")
+        if model is None:
+            model = first_model(self.call_model_init, args, self.plugins)
+        self.model = self.model_wrapped = self.run.model = handler.model = model
         self.tokenizer = tokenizer
         self.data_collator = data_collator or (
             DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator
@@ -188,37 +209,12 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.snapshot: TrainState | None = None
         self.clock = time.perf_counter()
         self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
-
-        state = TrainerState(
-            is_local_process_zero=self.is_local_process_zero(),
-            is_world_process_zero=self.is_world_process_zero(),
-        )
-        self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *(callbacks or ())],
-            self.model,
-            tokenizer,
-            self.optimizer,
-            self.lr_scheduler,
-        )
-        self.run = Run(args, state, TrainerControl(), Plan(), current(args), self.model, tokenizer)
-        self.callback_handler.run = self.run
-        place(self.model, args, self.plugins)
-        self.run.plan = plan = resolve(
-            args,
-            kinds=("callback",),
-            instances=self.plugins,
-            settings=settings.load(),
-            core=[("callbacks", self.callback_handler.hooks)],
-            traced=trace_hooks,
-        )
-        self.made_plugins = {active.key: active.plugin for active in plan.active}
-        for active in plan.active:
-            if is_documented_callback(active.plugin):
-                self.callback_handler.add_callback(active.plugin)
+        place(model, args, self.plugins)
         if args.should_save:
             disk_plan.make_output_dir(args.output_dir)
         if args.push_to_hub:
             self.init_hf_repo()
+        self.stages.end("init", {})
         with culprits_named(self.run):
             for call in plan.events.on_init_end:
                 call(self.run)
@@ -241,14 +237,6 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
     def remove_callback(self, callback: Any) -> None:
         """Removes a callback, by class or instance."""
         self.callback_handler.remove_callback(callback)
-
-    def call_model_init(self, trial: Any = None) -> Any:
-        """A new model from `model_init`, which may take the trial."""
-        assert self.model_init is not None
-        model = self.model_init(trial) if _takes_trial(self.model_init) else self.model_init()
-        if model is None:
-            raise ConfigurationError("model_init returned None; it must return the model.")
-        return model
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -299,6 +287,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 self.is_in_train = True
                 self._begin_trial(trial)
                 session.resolve(training=True)
+                self.stages.begin("train")
                 resuming.clean_up(self)
                 checkpoint = resuming.find_checkpoint(self, resume)
                 resuming.note_others(self, checkpoint)
@@ -388,7 +377,6 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = run.model, run.optimizer, run.lr_scheduler
         handler.train_dataloader, handler.run = run.train_dataloader, run
-        train_weights(run)
 
     def _fit(self, length: RunLength) -> TrainOutput:
         args, run = self.args, self.run
@@ -398,8 +386,8 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         )  # fmt: skip
         start = time.time()
         run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made
+        train_weights(run)
         self.last_update = last_update_of(self, run)
-        leave_evaluation_weights(run)
         try:
             train_loop(self, run, length, self.losses, self.position)
         except BaseException as error:
@@ -409,6 +397,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self._finish_saving(run)
         if self.preemption is not None:
             self.preemption.settle(run)
+        leave_evaluation_weights(run)
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             run.processes.barrier()
             self._load_best_model()
@@ -418,6 +407,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
+        self.stages.end("train", metrics)
         self.is_in_train = False
         self.log(metrics)
         metrics.pop("total_flos", None)
@@ -576,24 +566,3 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.state.log_history.append({**logs, "step": self.state.global_step})
         for call in self.run.plan.events.on_log if self.run.plan.events else ():
             call(self.run, logs)
-
-
-def _takes_trial(model_init: Callable[..., Any]) -> bool:
-    """Whether `model_init` takes the trial of a search.
-
-    Raises:
-        ConfigurationError: it takes more than that.
-    """
-    try:
-        parameters = inspect.signature(model_init).parameters.values()
-    except ValueError:  # a class or function of C tells no signature
-        return False
-    needed = [
-        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if len(needed) > 1:
-        raise ConfigurationError(
-            f"model_init takes a trial or nothing, but it needs {len(needed)} arguments."
-        )
-    named_trial = any(p.name == "trial" for p in parameters)
-    return bool(needed) or named_trial

@@ -127,6 +127,11 @@ class WholeParameters:
         self.zero_grad()
         return Update(norm, stepped)
 
+    def discard(self) -> Update:
+        """Drops an update's gradients; a loss scale stays as it is."""
+        self.zero_grad()
+        return Update(None, stepped=False)
+
     def zero_grad(self) -> None:
         """Drops every gradient."""
         for parameter in self.parameters:

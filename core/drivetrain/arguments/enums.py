@@ -161,6 +161,15 @@ class OnSaveError(Choice):
     WARN = "warn"
 
 
+class OnNanLoss(Choice):
+    """What a NaN or infinite loss, or norm of the gradients, does to the run."""
+
+    IGNORE = "ignore"
+    WARN = "warn"
+    STOP = "stop"
+    SKIP = "skip"
+
+
 LOG_LEVELS: dict[str, int] = {
     "detail": 10,
     "debug": 10,

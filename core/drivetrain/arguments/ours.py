@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from drivetrain.arguments.checks import a_dict, a_list, plugin_options, size
-from drivetrain.arguments.enums import LossReduction, OnSaveError
+from drivetrain.arguments.enums import LossReduction, OnNanLoss, OnSaveError
 from drivetrain.arguments.field import DictOrJson, ListOrJson, PluginsOrJson, argument
 
 
@@ -54,6 +54,11 @@ class Ours:
     save_on_exception: bool = argument(
         False,
         "Write a checkpoint of the last update when an error ends training, where the error has left it whole.",
+    )
+    on_nan_loss: OnNanLoss | str = argument(
+        "ignore",
+        "When a loss or the norm of the gradients is NaN or infinite: warn, stop the run, or skip the update.",
+        owner="callback:nan_watch, callback:nan_skip",
     )
     requeue: bool = argument(
         False, "When SIGUSR1 has ended training with a checkpoint, put the SLURM job into its queue again."

@@ -20,6 +20,9 @@ EXTRA = {
     "on_predict": "metrics",
     "on_save": "checkpoint",
     "on_exception": "error",
+    "on_micro_batch": "inputs",
+    "on_stage_begin": "stage",
+    "on_stage_end": "stage, metrics",
 }
 
 
@@ -33,12 +36,16 @@ def recorder() -> Any:
         exec(f"def {name}(self, run{listed}):\n    self.note({name!r}, run{listed})", space)
         return hookimpl(space[name])
 
-    def note(self: Any, name: str, run: Any, value: Any = None) -> None:
+    def note(self: Any, name: str, run: Any, value: Any = None, metrics: Any = None) -> None:
         entry = f"{name} {run.state.global_step}"
         if name == "on_log":
             entry += " " + min(
                 key for key in value if key not in ("epoch", "learning_rate", "grad_norm", "total_flos")
             )
+        if name.startswith("on_stage"):
+            entry += f" {value}"
+        if name == "on_micro_batch":
+            entry += f" {len(value['x'])}"
         if name == "on_save":
             entry += f" {Path(value).name}"
         self.seen.append(entry)
@@ -69,41 +76,57 @@ SETTINGS: dict[str, Any] = {
 }
 
 TRANSCRIPT = """
+on_stage_begin 0 init
+on_stage_end 0 init
 on_init_end 0
+on_stage_begin 0 train
 on_train_begin 0
 on_epoch_begin 0
 on_step_begin 0
+on_micro_batch 0 4
 on_substep_end 0
+on_micro_batch 0 4
 on_gradients_ready 0
 on_step_end 1
 on_step_begin 1
+on_micro_batch 1 4
 on_substep_end 1
+on_micro_batch 1 4
 on_gradients_ready 1
 on_step_end 2
 on_log 2 loss
 on_step_begin 2
+on_micro_batch 2 4
 on_substep_end 2
 on_epoch_end 2
+on_stage_begin 2 eval
 on_prediction_step 2
 on_prediction_step 2
+on_stage_end 2 eval
 on_log 2 eval_loss
 on_evaluate 2
 on_epoch_begin 2
 on_step_begin 2
+on_micro_batch 2 4
 on_gradients_ready 2
 on_step_end 3
 save_state 3
 on_save 3 checkpoint-3
+on_micro_batch 3 4
 on_substep_end 3
 on_step_begin 3
+on_micro_batch 3 4
 on_gradients_ready 3
 on_step_end 4
 on_log 4 loss
 on_epoch_end 4
+on_stage_begin 4 eval
 on_prediction_step 4
 on_prediction_step 4
+on_stage_end 4 eval
 on_log 4 eval_loss
 on_evaluate 4
+on_stage_end 4 train
 on_log 4 train_loss
 on_train_end 4
 """
@@ -133,7 +156,7 @@ def test_the_transcript_of_a_resumed_run(tmp_path: Path) -> None:
     rest = whole[whole.index("on_save 3 checkpoint-3") + 1 :]
     # A resumed run begins, and goes on in the middle of its epoch.
     assert heard.seen == [
-        "on_init_end 0",
+        *whole[: whole.index("on_train_begin 0")],
         "load_state 3 {'is': 1}",
         "on_train_begin 3",
         "on_epoch_begin 3",
@@ -145,10 +168,13 @@ def test_the_transcript_of_evaluate_and_predict_alone(tmp_path: Path) -> None:
     made, heard = build(tmp_path)
     heard.seen.clear()
     made.evaluate()
-    assert heard.seen == ["on_prediction_step 0"] * 2 + ["on_log 0 eval_loss", "on_evaluate 0"]
+    batches = ["on_prediction_step 0"] * 2
+    assert heard.seen == [
+        "on_stage_begin 0 eval", *batches, "on_stage_end 0 eval", "on_log 0 eval_loss", "on_evaluate 0"
+    ]  # fmt: skip
     heard.seen.clear()
     made.predict(rows(5))
-    assert heard.seen == ["on_prediction_step 0"] * 2 + ["on_predict 0"]
+    assert heard.seen == ["on_stage_begin 0 test", *batches, "on_stage_end 0 test", "on_predict 0"]
 
 
 def test_the_transcript_of_an_error(tmp_path: Path) -> None:
@@ -197,8 +223,8 @@ def test_the_drawn_timeline_is_that_of_a_run(tmp_path: Path, capsys: pytest.Capt
     called: list[str] = []
     for line in capsys.readouterr().err.splitlines():
         words = line.split()
-        if words[:2] != ["[hooks]", "step"] or words[3] == "on_init_end":
-            continue
+        if words[:2] != ["[hooks]", "step"] or words[3] == "on_init_end" or words[3].startswith("on_stage"):
+            continue  # of a stage, and not of the timeline in it
         name = words[3]
         if name == "transform_model":
             name += "_" + words[-1].removeprefix("transform:")

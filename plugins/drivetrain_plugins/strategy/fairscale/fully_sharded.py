@@ -234,6 +234,11 @@ class FullyShardedStrategy(WholeParameters):
         self.pending = False
         return Update(norm, stepped)
 
+    def discard(self) -> Update:
+        """Drops an update's gradients."""
+        self.pending = False
+        return super().discard()
+
     def collect(self, tensors: Any) -> Any:
         """All ranks' tensors, one after another along dimension 0."""
         return collect(tensors)

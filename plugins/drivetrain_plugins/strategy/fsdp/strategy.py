@@ -234,6 +234,11 @@ class FSDPStrategy:
         self.zero_grad()
         return Update(norm, stepped)
 
+    def discard(self) -> Update:
+        """Drops an update's gradients; a loss scale stays as it is."""
+        self.zero_grad()
+        return Update(None, stepped=False)
+
     def zero_grad(self) -> None:
         """Drops every gradient."""
         for holder, _ in self.holders:

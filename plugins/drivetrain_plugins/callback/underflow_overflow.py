@@ -1,0 +1,265 @@
+"""`debug="underflow_overflow"`: NaN and infinity are traced to the module where they began."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drivetrain.errors import DrivetrainError, NonFiniteError
+from drivetrain.plugin import hookimpl
+from drivetrain.run import Run
+from drivetrain_plugins.callback.fault_report import show
+from drivetrain_plugins.callback.frames import Fault, Frame, find_fault
+from drivetrain_plugins.callback.magnitudes import Magnitude, measure, read
+from drivetrain_plugins.callback.module_tracer import ModuleTracer, clean
+
+logger = logging.getLogger("drivetrain")
+
+
+@dataclass(frozen=True)
+class UnderflowOverflowOptions:
+    """Options of `underflow_overflow`; the first three are those of 4.34.0's `DebugUnderflowOverflow`.
+
+    Attributes:
+        max_frames_to_save: how many calls of modules, and gradients, the report shows.
+        trace_batch_nums: micro-batches, from 0, that are printed whole; in them nothing is an error.
+        abort_after_batch_num: the run ends after this micro-batch.
+        ignore: patterns of module names (`*.mask`) whose numbers may be infinite or NaN.
+    """
+
+    max_frames_to_save: int = 21
+    trace_batch_nums: Sequence[int] = ()
+    abort_after_batch_num: int | None = None
+    ignore: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_frames_to_save < 1:
+            raise ValueError(f"max_frames_to_save={self.max_frames_to_save} must be at least 1.")
+        if isinstance(self.ignore, str):
+            raise ValueError(f"ignore={self.ignore!r} must be a list of patterns.")
+
+
+class UnderflowOverflow:
+    """Measures every module's weights, inputs and outputs, their gradients, and the weights after each update.
+
+    What is measured is read at the end of a forward, of a backward, and of an update: three waits for the device a
+    micro-batch. The first tensor that is not finite, in the order in which they came to be, is where it began: the
+    last frames before it are printed on stderr, and written to `underflow_overflow-rank0.txt` in `output_dir`.
+    """
+
+    def __init__(self, options: UnderflowOverflowOptions | None = None) -> None:
+        self.options = options or UnderflowOverflowOptions()
+        self._run: Run | None = None
+        self._tracer: ModuleTracer | None = None
+        self._last: deque[Frame] = deque(maxlen=self.options.max_frames_to_save)
+        self._traced: list[Frame] = []
+
+    # -- when --------------------------------------------------------------------------------------------
+
+    @hookimpl
+    def on_train_begin(self, run: Run) -> None:
+        """Puts the hooks on."""
+        self._close()
+        self._run = run
+        self._last.clear()
+        self._tracer = ModuleTracer(run.model, self._forward_done, self._look)
+
+    @hookimpl(tryfirst=True)
+    def on_substep_end(self, run: Run) -> None:
+        """A micro-batch is done."""
+        self._end_of_batch(run)
+
+    @hookimpl(tryfirst=True)
+    def on_step_end(self, run: Run) -> None:
+        """A micro-batch and an update are done: its weights are looked at."""
+        assert self._tracer is not None
+        if not self._is_traced:
+            self._look_at_weights(run)
+        self._tracer.weights_changed()
+        self._end_of_batch(run)
+
+    @hookimpl
+    def on_train_end(self, run: Run) -> None:
+        """Takes the hooks off."""
+        self._close()
+
+    @hookimpl(tryfirst=True)
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """An error of the model's own may be one of NaN: what was measured before it is looked at."""
+        if self._tracer is not None and not isinstance(error, NonFiniteError):
+            fault = self._find()
+            if fault is not None:
+                self._show(fault)
+                logger.error("Before this error %s.", fault.sentence)
+        self._close()
+
+    def _close(self) -> None:
+        if self._tracer is not None:
+            self._tracer.close()
+        self._tracer = self._run = None
+
+    # -- what --------------------------------------------------------------------------------------------
+
+    @property
+    def _is_traced(self) -> bool:
+        assert self._tracer is not None
+        return self._tracer.batch in self.options.trace_batch_nums
+
+    def _forward_done(self) -> None:
+        assert self._run is not None
+        if self._run.model.training or not self._is_traced:
+            self._look()
+
+    def _look(self) -> None:
+        """Reads what was measured since the last look, and raises where something is not finite."""
+        fault = self._find()
+        if fault is not None:
+            self._raise(fault)
+
+    def _find(self) -> Fault | None:
+        tracer, run = self._tracer, self._run
+        assert tracer is not None
+        assert run is not None
+        order, frames = tracer.order, tracer.frames
+        tracer.forget()
+        read([magnitude for _, magnitude in order])
+        if self._is_traced:
+            self._traced += frames
+            return None
+        fault = find_fault(order, tuple(self.options.ignore))
+        if fault is not None and fault.frame.backward and loss_scale(run) > 1:
+            fault = None  # the scaler skips this update and lowers the scale: nothing is wrong
+        if fault is None:
+            self._last.extend(frames)
+            return None
+        if fault.frame in frames:
+            self._last.extend(frames[: frames.index(fault.frame) + 1])
+        else:  # of a module that was still running
+            self._last.extend((*frames, fault.frame))
+        return fault
+
+    def _raise(self, fault: Fault) -> None:
+        assert self._run is not None
+        sentence = self._show(fault)
+        raise NonFiniteError(sentence)
+
+    def _show(self, fault: Fault) -> str:
+        """Prints and writes the report.
+
+        Returns:
+            The sentence of the error.
+        """
+        run = self._run
+        assert run is not None
+        assert self._tracer is not None
+        file = Path(run.args.output_dir) / f"underflow_overflow-rank{run.processes.rank}.txt"
+        where = f", update {run.state.global_step + 1}, micro-batch {self._tracer.batch}"
+        if run.processes.world_size > 1:
+            where += f", on rank {run.processes.rank}"
+        title = f"{fault.sentence}{where}."
+        show(title, tuple(self._last), fault.magnitude, file)
+        return f"{title} What was before it: {file}."
+
+    def _end_of_batch(self, run: Run) -> None:
+        tracer = self._tracer
+        assert tracer is not None
+        self._look()  # of a model that was not called as a whole
+        loss = run.loss
+        if loss is not None and not self._is_traced and not math.isfinite(float(loss)):
+            raise NonFiniteError(
+                f"The loss of micro-batch {tracer.batch} is {float(loss)}, while every module's outputs and gradients "
+                "are finite: it is made outside of the model, or its infinity has no gradient."
+            )
+        done = tracer.batch
+        if self._traced:
+            show(f"Micro-batch {done}, as trace_batch_nums asks.", self._traced, None, None)
+            self._traced = []
+        tracer.batch += 1
+        if self.options.abort_after_batch_num is not None and done >= self.options.abort_after_batch_num:
+            raise DrivetrainError(
+                f"The run ends after micro-batch {done}, as abort_after_batch_num={self.options.abort_after_batch_num} "
+                "of debug='underflow_overflow' asks."
+            )
+
+    # -- the update --------------------------------------------------------------------------------------
+
+    def _look_at_weights(self, run: Run) -> None:
+        """Raises where an update by finite gradients has left a weight that is not finite."""
+        if run.update is not None and not run.update.stepped:
+            return
+        frame = Frame("", type(run.model).__name__, self._tracer.batch if self._tracer else 0)
+        named = [(clean(name), weight) for name, weight in run.model.named_parameters()]
+        found = [(name, weight, measure(f"the weight {name}", shard(weight))) for name, weight in named]
+        read([measured for _, _, measured in found if measured is not None])
+        for name, weight, measured in found:
+            if measured is None or measured.is_finite:
+                continue
+            frame.path, _, last = name.rpartition(".")
+            frame.kind = (
+                type(run.model.get_submodule(frame.path)).__name__ if _has(run.model, frame.path) else "?"
+            )
+            measured.name = last
+            frame.magnitudes.append(measured)
+            self._last.append(frame)
+            run.state.global_step -= 1  # the report says which update it was
+            try:
+                self._raise(Fault(frame, measured, self._of_update(run, name, weight, measured)))
+            finally:
+                run.state.global_step += 1
+
+    def _of_update(self, run: Run, name: str, weight: Any, measured: Magnitude) -> str:
+        norm = run.update.grad_norm if run.update is not None else None
+        if norm is not None and not math.isfinite(float(norm)):
+            cause = f"the norm of the gradients was {float(norm)} though this rank's own were finite"
+            cause += (
+                ": it came from another rank, or their sum overflows"
+                if run.processes.world_size > 1
+                else ": their sum overflows"
+            )
+        else:
+            cause = "from finite gradients" + (f" of norm {float(norm):.2e}" if norm is not None else "")
+            state = run.optimizer.state.get(weight, {}) if run.optimizer is not None else {}
+            bad = [
+                key
+                for key, value in state.items()
+                if isinstance(value, torch.Tensor) and not bool(torch.isfinite(shard(value)).all())
+            ]
+            if bad:
+                cause += f"; of the optimizer's state {', '.join(bad)} is not finite either"
+            if run.optimizer is not None:
+                cause += f"; the learning rate is {float(run.optimizer.param_groups[0]['lr']):.2e}"
+        kind = type(run.optimizer).__name__
+        return f"{measured.fault} began in the optimizer's update ({kind}): in the weight {name}, {cause}"
+
+
+def _has(model: torch.nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def shard(tensor: Any) -> torch.Tensor:
+    """What of a tensor lies on this rank."""
+    found: torch.Tensor = getattr(tensor, "ds_tensor", tensor)
+    return found.to_local() if hasattr(found, "to_local") else found
+
+
+def loss_scale(run: Run) -> float:
+    """What the gradients are multiplied by in the backward pass; more than 1 where it is not known."""
+    if run.precision.policy.loss_scale is None:
+        engine = getattr(run.strategy, "engine", None)
+        return float(getattr(getattr(engine, "optimizer", None), "loss_scale", 1.0) or 1.0)
+    scaler: Any = getattr(run.strategy, "scaler", None)
+    if scaler is not None:
+        return float(scaler.get_scale())
+    own: Any = getattr(run.strategy, "loss_scale", None)
+    return float(getattr(own, "scale", 2.0))
