@@ -429,10 +429,6 @@ def test_several_problems_are_one_error_with_a_list(plan: MakePlan, site: Site) 
             "use_ipex=True is not there yet: it needs the transform plugin 'ipex', which is not installed.",
         ),
         (
-            {"debug": "underflow_overflow"},
-            "is not there yet: it needs the callback plugin 'underflow_overflow', which is not installed.",
-        ),
-        (
             {"optim": "adamw_bnb_8bit"},
             "optim='adamw_bnb_8bit' is not there yet: it needs the optimizer plugin 'adamw_bnb_8bit', which",
         ),
