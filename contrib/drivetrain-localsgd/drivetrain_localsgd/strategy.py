@@ -12,8 +12,8 @@ shows to others, and what a run ends with. Looking at it changes nothing of the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,6 @@ class LocalSGD(WholeParameters):
         self.trained: dict[str, torch.nn.Parameter] = {}
         self.anchor: dict[str, torch.nn.Parameter] = {}
         self.outer: torch.optim.SGD | None = None
-        self.evaluation_of_optimizer: Callable[[], AbstractContextManager[None]] | None = None
         self.done = 0  # updates of this round
         self.apart = False  # whether the processes' weights may differ
 
@@ -109,8 +108,7 @@ class LocalSGD(WholeParameters):
             momentum=self.options.outer_momentum,
             nesterov=self.options.nesterov,
         )
-        self.evaluation_of_optimizer = prepared.evaluation
-        return replace(prepared, evaluation=self.evaluation)
+        return replace(prepared, evaluation=self.averaged)
 
     def update(self, max_norm: float | None) -> Update:
         """A process's own update, clipped by its own norm; the last one of a round ends it."""
@@ -160,12 +158,6 @@ class LocalSGD(WholeParameters):
                     tensor.copy_(value)
             self.apart = apart
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """The mean is evaluated; of the weights that the optimizer would have evaluated, if it has others."""
-        with (self.evaluation_of_optimizer or nullcontext)(), self.averaged():
-            yield
-
     def collect(self, tensors: Any) -> Any:
         """All ranks' tensors, one after another along dimension 0."""
         return collect(tensors)
@@ -207,9 +199,11 @@ class LocalSGD(WholeParameters):
     def state_in(self, state: TrainState) -> None:
         """The same weights on every process, from which a round begins."""
         super().state_in(state)
+        if not state.weights:
+            return
         for name, anchor in self.anchor.items():
             anchor.copy_(self.trained[name])
-        if self.outer is not None and state.groups:
+        if self.outer is not None:
             self.outer.state.clear()
         self.done, self.apart = 0, False
 
