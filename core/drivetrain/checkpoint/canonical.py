@@ -263,10 +263,11 @@ def _option(saved: Any, live: Any) -> Any:
 def _keep_dtypes(live: dict[Any, Any], saved: Mapping[Any, Any]) -> None:
     for key, value in saved.items():
         now = live.get(key)
-        if not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
+            if isinstance(now, torch.Tensor) and now.dtype != value.dtype and key != "step":
+                live[key] = value.to(now.device)
+        elif type(now) is type(value):  # else the optimizer has made something of its own of it
             live[key] = value
-        elif isinstance(now, torch.Tensor) and now.dtype != value.dtype and key != "step":
-            live[key] = value.to(now.device)
 
 
 def set_gradients(

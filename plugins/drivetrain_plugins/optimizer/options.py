@@ -147,3 +147,127 @@ class MuonOptions:
         _positive(momentum=self.momentum)
         if not 0 < self.ns_steps < 100:
             raise ValueError(f"option 'ns_steps' must lie between 1 and 99, and is {self.ns_steps}.")
+
+
+FloatDtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True)
+class AnyPrecisionOptions:
+    """AdamW with chosen dtypes.
+
+    Attributes:
+        use_kahan_summation: keeps what updates lose to rounding, for weights in half precision.
+        momentum_dtype: of the first moment.
+        variance_dtype: of the second moment.
+        compensation_buffer_dtype: of what rounding has lost.
+    """
+
+    use_kahan_summation: bool = False
+    momentum_dtype: FloatDtype = "float32"
+    variance_dtype: FloatDtype = "float32"
+    compensation_buffer_dtype: FloatDtype = "bfloat16"
+
+
+@dataclass(frozen=True)
+class ScheduleFreeOptions:
+    """Schedule-free AdamW (Defazio et al., 2024).
+
+    Attributes:
+        r: power of the step by which it counts in the average.
+        weight_lr_power: power of the highest rate so far by which a step counts; 0 lets a warmup count in full.
+    """
+
+    r: float = 0.0
+    weight_lr_power: float = 2.0
+
+    def __post_init__(self) -> None:
+        _positive(r=self.r, weight_lr_power=self.weight_lr_power)
+
+
+@dataclass(frozen=True)
+class ScheduleFreeSGDOptions(ScheduleFreeOptions):
+    """Schedule-free SGD.
+
+    Attributes:
+        momentum: how much of the average is in the weights that are trained; above 0 and below 1.
+    """
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.momentum < 1:
+            raise ValueError(f"option 'momentum' must lie between 0 and 1, and is {self.momentum}.")
+
+
+@dataclass(frozen=True)
+class ScheduleFreeRAdamOptions(ScheduleFreeOptions):
+    """Schedule-free RAdam, which warms up by itself.
+
+    Attributes:
+        silent_sgd_phase: leaves the weights alone while the second moment is too young to be used.
+    """
+
+    silent_sgd_phase: bool = True
+
+
+@dataclass(frozen=True)
+class BitsAndBytesOptions:
+    """Optimizers of bitsandbytes.
+
+    Attributes:
+        min_8bit_size: parameters with fewer elements keep their state in 32 bits.
+    """
+
+    min_8bit_size: int = 4096
+
+    def __post_init__(self) -> None:
+        _positive(min_8bit_size=self.min_8bit_size)
+
+
+@dataclass(frozen=True)
+class TorchAOOptions:
+    """AdamW of torchao, whose moments are quantised.
+
+    Attributes:
+        block_size: elements that share a scale; by default torchao's own, 256 of 8 bits and 128 of 4.
+        bf16_stochastic_round: rounds weights in bfloat16 up or down by chance.
+    """
+
+    block_size: int | None = None
+    bf16_stochastic_round: bool = False
+
+    def __post_init__(self) -> None:
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"option 'block_size' must be at least 1, and is {self.block_size}.")
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of an optimizer that has none besides the documented arguments."""
+
+
+@dataclass(frozen=True)
+class GaLoreOptions:
+    """AdamW on gradients of low rank (Zhao et al., 2024).
+
+    Attributes:
+        target_modules: patterns over parameter names (as in `param_groups`) of the matrices that are projected, or
+            "all-linear": the weights of all Linear layers but the head.
+        rank: of the projected gradients.
+        update_proj_gap: updates between two projections' making.
+        scale: of the projected updates.
+        proj_type: which side is projected.
+    """
+
+    target_modules: tuple[str, ...] = ()
+    rank: int = 128
+    update_proj_gap: int = 200
+    scale: float = 0.25
+    proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.update_proj_gap < 1:
+            raise ValueError("options 'rank' and 'update_proj_gap' must be at least 1.")
+        _positive(scale=self.scale)
