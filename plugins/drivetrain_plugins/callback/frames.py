@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from drivetrain_plugins.callback.magnitudes import Magnitude
 
+_OF_WEIGHT = "gradient of the weight "
+
 
 @dataclass(slots=True, eq=False)
 class Frame:
@@ -84,7 +86,7 @@ def _of_forward(frame: Frame, magnitude: Magnitude) -> str:
     if role == "output":
         return f"{what}: in its {magnitude.name}, from inputs and weights that are finite"
     if role != "input":
-        return f"{magnitude.fault} is in the weight {magnitude.name} of {frame.title}"
+        return f"{magnitude.fault} is in the weight {_full(frame, magnitude.name)}"
     if not frame.path:
         return f"{magnitude.fault} is in the batch: {magnitude.name} of the model ({frame.kind})"
     parent = frame.path.rpartition(".")[0]
@@ -95,10 +97,11 @@ def _of_forward(frame: Frame, magnitude: Magnitude) -> str:
 
 
 def _of_gradient(frame: Frame, magnitude: Magnitude) -> str:
-    if magnitude.name.startswith("gradient of the weight"):
+    if magnitude.name.startswith(_OF_WEIGHT):
+        weight = _full(frame, magnitude.name.removeprefix(_OF_WEIGHT))
         return (
-            f"{magnitude.fault} began in the backward pass of {frame.title}: in the {magnitude.name}, while the "
-            "gradient that came to its output was finite"
+            f"{magnitude.fault} began in the backward pass of {frame.title}: in the gradient of the weight {weight}, "
+            "while the gradient that came to its output was finite"
         )
     innermost = [
         user
@@ -123,6 +126,10 @@ def _of_gradient(frame: Frame, magnitude: Magnitude) -> str:
         f"{magnitude.fault} began in the backward pass of what {parent or 'the model'} computes from the output of "
         f"{frame.title}, outside of any module"
     )
+
+
+def _full(frame: Frame, name: str) -> str:
+    return f"{frame.path}.{name}" if frame.path else name
 
 
 def is_within(path: str, outer: str) -> bool:

@@ -44,7 +44,7 @@ class Magnitude:
     @property
     def fault(self) -> str:
         """What is wrong with it, in a word."""
-        return "NaN" if self.largest != self.largest else "infinite"
+        return "NaN" if self.largest != self.largest else "Infinity"
 
 
 def measure(name: str, tensor: Tensor) -> Magnitude | None:

@@ -50,8 +50,8 @@ class NanSkip:
         self.skipped = 0
         self._in_a_row = 0
         self._loss: torch.Tensor | None = None
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._versions: list[int] = []
+        self._buffers: list[torch.Tensor] = []
+        self._kept: list[torch.Tensor] = []
 
     @hookimpl
     def on_stage_begin(self, run: Run, stage: str) -> None:
@@ -69,8 +69,8 @@ class NanSkip:
         """
         run.request_skip("on_nan_loss='skip'; use 'stop' or 'warn'.")
         run.skip_reason = None  # that was only to ask whether it can
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in run.model.buffers()]
-        self._versions = [buffer._version for buffer, _ in self._buffers]
+        self._buffers = _state_buffers(run.model)
+        self._kept = [buffer.detach().clone() for buffer in self._buffers]
 
     @hookimpl
     def on_substep_end(self, run: Run) -> None:
@@ -106,20 +106,13 @@ class NanSkip:
             )
         if self._in_a_row & (self._in_a_row - 1) == 0:
             logger.warning("%s It is skipped; skipped so far: %d.", what, self.skipped)
-        with torch.no_grad():
-            for (buffer, kept), version in zip(self._buffers, self._versions, strict=True):
-                if buffer._version != version:
-                    buffer.copy_(kept)
+        _copy(self._kept, self._buffers)
         run.request_skip(what)
 
     @hookimpl
     def on_step_end(self, run: Run) -> None:
-        """Notes the buffers that have changed, and the number of skipped updates for whoever shows it."""
-        with torch.no_grad():
-            for position, (buffer, kept) in enumerate(self._buffers):
-                if buffer._version != self._versions[position]:
-                    kept.copy_(buffer)
-                    self._versions[position] = buffer._version
+        """Notes the buffers, and the number of skipped updates for whoever shows it."""
+        _copy(self._buffers, self._kept)
         run.figures["skipped_updates"] = self.skipped
 
     @hookimpl
@@ -145,6 +138,23 @@ class NanSkip:
     def load_state(self, run: Run, state: dict[str, Any]) -> None:
         """Counts on from there."""
         self.skipped = int(state["skipped"])
+
+
+def _state_buffers(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The buffers that a checkpoint holds; what a model computes anew, such as a mask, is not among them."""
+    return [
+        buffer
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+
+
+def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+    # Not by their versions: batch normalisation moves its means without changing them.
+    if source:
+        with torch.no_grad():
+            torch._foreach_copy_(target, source)
 
 
 def _norm(run: Run) -> torch.Tensor:

@@ -81,7 +81,7 @@ class UnderflowOverflow:
         """A micro-batch and an update are done: its weights are looked at."""
         assert self._tracer is not None
         if not self._is_traced:
-            self._look_at_weights(run)
+            self._look_at_update(run)
         self._tracer.weights_changed()
         self._end_of_batch(run)
 
@@ -121,7 +121,7 @@ class UnderflowOverflow:
         """Reads what was measured since the last look, and raises where something is not finite."""
         fault = self._find()
         if fault is not None:
-            self._raise(fault)
+            raise NonFiniteError(self._show(fault))
 
     def _find(self) -> Fault | None:
         tracer, run = self._tracer, self._run
@@ -145,13 +145,12 @@ class UnderflowOverflow:
             self._last.extend((*frames, fault.frame))
         return fault
 
-    def _raise(self, fault: Fault) -> None:
-        assert self._run is not None
-        sentence = self._show(fault)
-        raise NonFiniteError(sentence)
-
-    def _show(self, fault: Fault) -> str:
+    def _show(self, fault: Fault, updates: int = 1) -> str:
         """Prints and writes the report.
+
+        Args:
+            fault: what was found.
+            updates: 1 in the midst of an update, 0 once it has been counted.
 
         Returns:
             The sentence of the error.
@@ -160,7 +159,7 @@ class UnderflowOverflow:
         assert run is not None
         assert self._tracer is not None
         file = Path(run.args.output_dir) / f"underflow_overflow-rank{run.processes.rank}.txt"
-        where = f", update {run.state.global_step + 1}, micro-batch {self._tracer.batch}"
+        where = f", update {run.state.global_step + updates}, micro-batch {self._tracer.batch}"
         if run.processes.world_size > 1:
             where += f", on rank {run.processes.rank}"
         title = f"{fault.sentence}{where}."
@@ -190,61 +189,64 @@ class UnderflowOverflow:
 
     # -- the update --------------------------------------------------------------------------------------
 
-    def _look_at_weights(self, run: Run) -> None:
-        """Raises where an update by finite gradients has left a weight that is not finite."""
-        if run.update is not None and not run.update.stepped:
+    def _look_at_update(self, run: Run) -> None:
+        """Raises where finite gradients have a norm that is not, or an update by them has left such a weight."""
+        update, optimizer = run.update, run.optimizer
+        assert update is not None
+        assert self._tracer is not None
+        if not update.stepped:
             return
-        frame = Frame("", type(run.model).__name__, self._tracer.batch if self._tracer else 0)
-        named = [(clean(name), weight) for name, weight in run.model.named_parameters()]
-        found = [(name, weight, measure(f"the weight {name}", shard(weight))) for name, weight in named]
+        model = run.model
+        if update.grad_norm is not None and not math.isfinite(float(update.grad_norm)):
+            frame = Frame("", type(model).__name__, self._tracer.batch, backward=True)
+            measured = Magnitude(
+                "norm of all gradients", "1", "float32", update.grad_norm.detach().float().expand(3)
+            )
+            sentence = (
+                f"The norm of the gradients is {float(update.grad_norm)}, though this rank's own are finite: "
+            )
+            if run.processes.world_size > 1:
+                sentence += "it came from another rank, or their squares overflow"
+            else:
+                sentence += "their squares overflow, or their sum over micro-batches does"
+            self._blame(frame, measured, sentence)
+        named = [(clean(name), weight) for name, weight in model.named_parameters()]
+        found = [(name, weight, measure(name, shard(weight))) for name, weight in named]
         read([measured for _, _, measured in found if measured is not None])
         for name, weight, measured in found:
             if measured is None or measured.is_finite:
                 continue
-            frame.path, _, last = name.rpartition(".")
-            frame.kind = (
-                type(run.model.get_submodule(frame.path)).__name__ if _has(run.model, frame.path) else "?"
-            )
-            measured.name = last
-            frame.magnitudes.append(measured)
-            self._last.append(frame)
-            run.state.global_step -= 1  # the report says which update it was
-            try:
-                self._raise(Fault(frame, measured, self._of_update(run, name, weight, measured)))
-            finally:
-                run.state.global_step += 1
-
-    def _of_update(self, run: Run, name: str, weight: Any, measured: Magnitude) -> str:
-        norm = run.update.grad_norm if run.update is not None else None
-        if norm is not None and not math.isfinite(float(norm)):
-            cause = f"the norm of the gradients was {float(norm)} though this rank's own were finite"
-            cause += (
-                ": it came from another rank, or their sum overflows"
-                if run.processes.world_size > 1
-                else ": their sum overflows"
-            )
-        else:
-            cause = "from finite gradients" + (f" of norm {float(norm):.2e}" if norm is not None else "")
-            state = run.optimizer.state.get(weight, {}) if run.optimizer is not None else {}
+            state = optimizer.state.get(weight, {}) if optimizer is not None else {}
             bad = [
                 key
                 for key, value in state.items()
                 if isinstance(value, torch.Tensor) and not bool(torch.isfinite(shard(value)).all())
             ]
+            sentence = (
+                f"{measured.fault} began in the optimizer's update ({type(optimizer).__name__}): in the weight {name}, "
+                "from gradients that are finite"
+            )
+            if update.grad_norm is not None:
+                sentence += f" and of norm {float(update.grad_norm):.2e}"
             if bad:
-                cause += f"; of the optimizer's state {', '.join(bad)} is not finite either"
-            if run.optimizer is not None:
-                cause += f"; the learning rate is {float(run.optimizer.param_groups[0]['lr']):.2e}"
-        kind = type(run.optimizer).__name__
-        return f"{measured.fault} began in the optimizer's update ({kind}): in the weight {name}, {cause}"
+                sentence += f"; of the optimizer's state {', '.join(bad)} is not finite either"
+            if optimizer is not None:
+                sentence += f"; the learning rate of its group is {_learning_rate(optimizer, weight):.2e}"
+            self._blame(Frame("", "the update", self._tracer.batch, False), measured, sentence)
+
+    def _blame(self, frame: Frame, measured: Magnitude, sentence: str) -> None:
+        read([measured])
+        frame.magnitudes.append(measured)
+        self._last.append(frame)
+        raise NonFiniteError(self._show(Fault(frame, measured, sentence), updates=0))
 
 
-def _has(model: torch.nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+def _learning_rate(optimizer: torch.optim.Optimizer, weight: Any) -> float:
+    """That of the weight's group; of the first one, where a strategy has put another tensor in its place."""
+    for group in optimizer.param_groups:
+        if any(found is weight for found in group["params"]):
+            return float(group["lr"])
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def shard(tensor: Any) -> torch.Tensor:
