@@ -178,7 +178,7 @@ def by_hand(ranks: list[dict[str, dict[str, Any]]], name: str) -> tuple[Model, l
                 model.named_parameters(), key=lambda named: named[0].endswith("bias")
             )  # the groups' order
             torch.nn.utils.clip_grad_norm_([p for _, p in ordered], settings["max_grad_norm"])
-        optimizer.param_groups[0]["lr"] = settings["learning_rate"] * (updates - step) / updates
+        optimizer.param_groups[0]["lr"] = settings["learning_rate"] * ((updates - step) / updates)
         optimizer.step()
         history.append([dict(of_rank) for of_rank in kept])
     return model, agreed, history

@@ -1,0 +1,5 @@
+from drivetrain.testing import StrategyContract
+
+
+class TestAverage(StrategyContract):
+    strategy = "average"
