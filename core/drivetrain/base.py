@@ -42,6 +42,8 @@ class TrainerBase:
         resumed_from: the checkpoint that the run goes on from, if any.
         writer, snapshot: the thread that writes checkpoints, and the state that is being written.
         preemption: hears the signals that ask a run to leave; None before `train()`, and where nothing is saved.
+        parts: micro-batches that a batch is run in (`keep_effective_batch_size`).
+        written: checkpoints of this attempt, under `auto_find_batch_size`.
         last_update: writes a checkpoint after an error; None where that was not asked for.
     """
 
@@ -71,6 +73,9 @@ class TrainerBase:
     preemption: Preemption | None
     last_update: LastUpdate | None
     _train_batch_size: int
+    _eval_batch_size: int
+    parts: int = 1
+    written: set[str] | None = None
     _made_scheduler: bool
     _past: Any = None
     layout: Layout | None = None

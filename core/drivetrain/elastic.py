@@ -79,26 +79,28 @@ class Layout:
         return cls(saved["batch_size"], Split(saved["world"], saved["parts"]), saved["batches"])
 
 
-def layout(run: Run, batch_size: int, checkpoint: str | None) -> Layout:
+def layout(run: Run, batch_size: int, checkpoint: str | None, parts: int = 1) -> Layout:
     """The layout of a run: that of the arguments, or that of its checkpoint where only the processes are others.
 
     Args:
         run: its processes stand.
         batch_size: rows of a process's batch.
         checkpoint: what the run goes on from.
+        parts: micro-batches that a batch is run in, so that fewer rows are in memory at once.
 
     Raises:
         ConfigurationError: this number of processes cannot share the checkpoint's global batch.
     """
     world, accumulation = run.processes.world_size, run.args.gradient_accumulation_steps
-    asked = Layout(batch_size, Split(world), accumulation)
+    asked = Layout(batch_size, Split(world, parts), accumulation)
     tells = checkpoint is not None and not written_by_transformers(checkpoint)
     saved = saved_layout(read_run(checkpoint)["position"]) if checkpoint is not None and tells else None
     if saved is None or saved.split.world == world or saved.batch_size != batch_size:
         return asked
-    parts = -(-saved.split.world // world)
-    if accumulation not in (saved.batches, saved.batches * parts):
+    fewer = -(-saved.split.world // world)
+    if accumulation not in (saved.batches, saved.batches * fewer):
         return asked
+    parts *= fewer
     kept = Layout(batch_size, Split(saved.split.world, parts), saved.batches)
     rows = kept.global_batch
     if not _fits(rows, saved.split.world, world):
@@ -120,9 +122,14 @@ def check_loader(loader: Any, layout: Layout, processes: Any) -> None:
         ConfigurationError: the loader's batches belong to the processes that the run began with.
     """
     now, before = processes.world_size, layout.split.world
-    if now == before:
+    if now == before and layout.split.parts == 1:
         return
     unit, rows = unit_of(loader), layout.global_batch
+    if now == before and unit != "row":
+        raise ConfigurationError(
+            "keep_effective_batch_size=True runs the rows of a batch in parts, and this loader gives whole batches: "
+            "leave it out, and let the loader make batches of self._train_batch_size rows."
+        )
     if unit == "own":
         raise _does_not_fit(now, rows, before, [str(before)])
     if unit == "batch" and before % now:

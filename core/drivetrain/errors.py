@@ -49,6 +49,10 @@ class ProcessError(DrivetrainError):
     """Another process of this run has ended, does not answer, or never came. The backend's error is chained."""
 
 
+class OutOfMemoryElsewhere(ProcessError):
+    """Another process of this run found too little memory, and has left the process group to begin anew."""
+
+
 class Preempted(SystemExit):
     """The run was told to leave by SIGTERM or SIGUSR1, and a checkpoint stands: started again, it goes on.
 

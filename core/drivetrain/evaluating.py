@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from drivetrain.base import TrainerBase
+from drivetrain.batch_size import halving_evaluation
 from drivetrain.evaluation import (
     EvalLoopOutput,
     PredictionOutput,
@@ -26,6 +27,17 @@ class Evaluations(TrainerBase):
     """The part of the Trainer that evaluates and predicts."""
 
     is_evaluating = False
+    _found: tuple[int, int] | None = None  # the evaluation batch that was asked for, and what fitted
+
+    @property
+    def _eval_batch_size(self) -> int:
+        """Rows of a batch of an evaluation: as the arguments say, or what `auto_find_batch_size` has found."""
+        asked = self.args.eval_batch_size
+        return self._found[1] if self._found is not None and self._found[0] == asked else asked
+
+    @_eval_batch_size.setter
+    def _eval_batch_size(self, found: int) -> None:
+        self._found = self.args.eval_batch_size, found
 
     def evaluate(
         self,
@@ -52,14 +64,17 @@ class Evaluations(TrainerBase):
         start = time.time()
         self.stages.begin("eval")
         with self.evaluating():
-            loader = self.get_eval_dataloader(eval_dataset)
             loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-            output = loop(
-                loader,
-                description="Evaluation",
-                prediction_loss_only=True if self.compute_metrics is None else None,
-                ignore_keys=ignore_keys,
-                metric_key_prefix=metric_key_prefix,
+            output = halving_evaluation(
+                self,
+                chosen,
+                lambda: loop(
+                    self.get_eval_dataloader(eval_dataset),
+                    description="Evaluation",
+                    prediction_loss_only=True if self.compute_metrics is None else None,
+                    ignore_keys=ignore_keys,
+                    metric_key_prefix=metric_key_prefix,
+                ),
             )
             self._add_speed(output, metric_key_prefix, start)
             metrics = output.metrics
@@ -88,10 +103,16 @@ class Evaluations(TrainerBase):
         start = time.time()
         self.stages.begin("test")
         with self.evaluating():
-            loader = self.get_test_dataloader(test_dataset)
             loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-            output = loop(
-                loader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+            output = halving_evaluation(
+                self,
+                test_dataset,
+                lambda: loop(
+                    self.get_test_dataloader(test_dataset),
+                    description="Prediction",
+                    ignore_keys=ignore_keys,
+                    metric_key_prefix=metric_key_prefix,
+                ),
             )
             self._add_speed(output, metric_key_prefix, start)
             self.stages.end("test", output.metrics)
@@ -178,5 +199,5 @@ class Evaluations(TrainerBase):
 
     def _add_speed(self, output: EvalLoopOutput, prefix: str, start: float) -> None:
         rows = output.num_samples or 0
-        steps = math.ceil(rows / (self.args.eval_batch_size * self.args.world_size))
+        steps = math.ceil(rows / (self._eval_batch_size * self.args.world_size))
         output.metrics.update(speed_metrics(prefix, start, num_samples=rows, num_steps=steps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +13,10 @@ import torch
 
 from drivetrain.data import EvaluationIterator, find_batch_size, has_length, to_device
 from drivetrain.errors import ConfigurationError
-from drivetrain.gathering import (
-    collect_rows,
-    concatenate,
-    denumpify,
-    nested_concat,
-    nested_detach,
-    nested_numpify,
-    to_host,
-)
+from drivetrain.fed_metrics import Feeding
+from drivetrain.fitting_batches import fits, fitting
+from drivetrain.gathering import collect_rows, denumpify, nested_concat, nested_detach, nested_numpify
+from drivetrain.kept import Kept
 from drivetrain.run import Prediction
 
 __all__ = [
@@ -38,6 +34,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("drivetrain")
+
+_LOSSES = 512  # batches whose losses may wait on the device
 
 
 class EvalPrediction:
@@ -108,31 +106,6 @@ def speed_metrics(
     return figures
 
 
-class _Kept:
-    """One kind of result, batch by batch, put together once at the end."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Any] = []
-        self.on_host = 0
-
-    def add(self, value: Any) -> None:
-        self.chunks.append(value)
-
-    def move(self) -> None:
-        """What came since the last move goes to host memory."""
-        for i in range(self.on_host, len(self.chunks)):
-            self.chunks[i] = to_host(self.chunks[i])
-        self.on_host = len(self.chunks)
-
-    def array(self) -> Any:
-        """Arrays of all rows, dimension 1 padded with -100; None where nothing was kept."""
-        if not self.chunks:
-            return None
-        chunks = [nested_numpify(chunk) for chunk in self.chunks]
-        self.chunks = []
-        return concatenate(chunks, -100)
-
-
 def evaluation_loop(
     trainer: Any,
     dataloader: Any,
@@ -163,65 +136,82 @@ def evaluation_loop(
 
     logger.info("***** Running %s *****", description)
     logger.info(
-        "  Rows: %s, batch size: %s", len(dataset) if has_length(dataset) else "unknown", args.eval_batch_size
+        "  Rows: %s, batch size: %s",
+        len(dataset) if has_length(dataset) else "unknown",
+        trainer._eval_batch_size,
     )
 
     model.eval()
     trainer.callback_handler.eval_dataloader = dataloader
     run.eval_dataloader = dataloader
-    if args.past_index >= 0:
-        trainer._past = None
+    # The memory of training goes on after an evaluation in its midst.
+    past, trainer._past = trainer._past, None
 
     # What several ranks gave has waited for the device already, and would fill it W times as fast.
     moved_every = args.eval_accumulation_steps or (1 if world > 1 else None)
-    losses = _Kept()
-    loss_rows: list[int] = []
-    kept: dict[str, _Kept] = {"logits": _Kept(), "labels": _Kept(), "inputs": _Kept()}
+    if trainer._eval_batch_size < args.eval_batch_size:
+        moved_every = 1  # memory is short
+    feeding = None
+    if args.batch_eval_metrics and trainer.compute_metrics is not None:
+        feeding = Feeding(trainer.compute_metrics)
+    keeps = feeding is None or description == "Prediction"  # predict() gives the predictions back
+    losses = Kept("losses")
+    loss_rows = array("q")
+    kept = {name: Kept(name) for name in ("logits", "labels", "inputs")}
     seen = 0
     run.prediction = progress = Prediction(description, batches.batches)
     try:
-        for step, inputs in enumerate(batches, start=1):
+        for step, inputs in enumerate(fitting(batches, trainer, feeding), start=1):
             if step == 1 and description == "Evaluation":
                 _tell_missing_labels(trainer, inputs)
             rows = find_batch_size(inputs)
             if rows is None:
-                rows = args.eval_batch_size
+                rows = trainer._eval_batch_size
             # What came for company, on a rank that had no row left, counts for nothing.
             mine = rows if batches.weight else 0
-            loss, logits, labels = trainer.prediction_step(
-                model, inputs, prediction_loss_only, ignore_keys=ignore_keys
-            )
-            main_input = None
-            if args.include_inputs_for_metrics:
-                main_input = to_device(_main_input(trainer.model, inputs), run.device)
-            if logits is not None and trainer.preprocess_logits_for_metrics is not None:
-                logits = trainer.preprocess_logits_for_metrics(logits, labels)
+            with fits(trainer, rows, feeding):
+                loss, logits, labels = trainer.prediction_step(
+                    model, inputs, prediction_loss_only, ignore_keys=ignore_keys
+                )
+                main_input = None
+                if args.include_inputs_for_metrics:
+                    main_input = to_device(_main_input(trainer.model, inputs), run.device)
+                if logits is not None and trainer.preprocess_logits_for_metrics is not None:
+                    logits = trainer.preprocess_logits_for_metrics(logits, labels)
 
             shares: tuple[int, ...] = (mine,)
             if world > 1:
                 shares = batches.true_shares(mine)
             if loss is not None:
                 losses.add(loss.reshape(1) if world == 1 else run.strategy.collect(loss.reshape(1)))
-                loss_rows += shares
-            for name, value in (("logits", logits), ("labels", labels), ("inputs", main_input)):
+                loss_rows.extend(shares)
+            results = {"logits": logits, "labels": labels, "inputs": main_input}
+            for name, value in results.items():
                 if value is not None:
-                    kept[name].add(collect_rows(value, shares, rank, run))
+                    results[name] = collect_rows(value, shares, rank, run)
+                    if keeps:
+                        kept[name].add(results[name])
+            if feeding is not None:
+                feeding.add(EvalPrediction(results["logits"], results["labels"], results["inputs"]))
             seen += sum(shares)
             progress.done, progress.rows = step, progress.rows + mine
             trainer.fire_prediction_step()
 
             if moved_every is not None and step % moved_every == 0:
-                for results in (losses, *kept.values()):
-                    results.move()
+                for part in kept.values():
+                    part.move()
+            if step % _LOSSES == 0:
+                losses.move()
     finally:
         run.prediction = None
+        trainer._past = past
         batches.close()
-    if args.past_index >= 0:
-        trainer._past = None
 
     predictions, label_ids, main_inputs = (kept[name].array() for name in ("logits", "labels", "inputs"))
     metrics: dict[str, Any] = {}
-    if trainer.compute_metrics is not None and predictions is not None and label_ids is not None:
+    if feeding is not None:
+        metrics = dict(denumpify(feeding.result()))
+    elif trainer.compute_metrics is not None and predictions is not None and label_ids is not None:
         metrics = dict(
             denumpify(trainer.compute_metrics(EvalPrediction(predictions, label_ids, main_inputs)))
         )

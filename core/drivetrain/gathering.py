@@ -106,14 +106,14 @@ def concatenate(chunks: Sequence[Any], padding: float = -100) -> Any:
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     if isinstance(first, torch.Tensor):
         tensors = [_at_least_1d(chunk) for chunk in chunks]
-        width = _common_width([tensor.shape for tensor in tensors])
+        width = common_width([tensor.shape for tensor in tensors])
         if width is None:
             return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         whole = tensors[0].new_full((sum(map(len, tensors)), width, *tensors[0].shape[2:]), padding)
         return _fill(whole, tensors)
     if isinstance(first, np.ndarray):
         arrays = [np.atleast_1d(chunk) for chunk in chunks]
-        width = _common_width([array.shape for array in arrays])
+        width = common_width([array.shape for array in arrays])
         if width is None:
             return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         shape = (sum(map(len, arrays)), width, *arrays[0].shape[2:])
@@ -125,7 +125,7 @@ def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(1) if tensor.dim() == 0 else tensor
 
 
-def _common_width(shapes: Sequence[Sequence[int]]) -> int | None:
+def common_width(shapes: Sequence[Sequence[int]]) -> int | None:
     """The greatest dimension 1, or None where all are alike (or there is none)."""
     tails = {tuple(shape[1:]) for shape in shapes}
     if len(tails) == 1:

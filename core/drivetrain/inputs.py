@@ -58,8 +58,19 @@ class Inputs(TrainerBase):
             problems.append(
                 "group_by_length needs a map-style data set: the rows of an iterable one have no order to choose."
             )
+        if (
+            args.batch_eval_metrics
+            and self.compute_metrics is not None
+            and not _takes_result(self.compute_metrics)
+        ):
+            problems.append(
+                "batch_eval_metrics=True feeds compute_metrics batch by batch: let it take compute_result, which is "
+                "True with the last batch, when it returns the metrics."
+            )
         if problems:
             raise ConfigurationError(problems)
+        if args.batch_eval_metrics and self.compute_metrics is None:
+            logger.warning("%s has no effect: there is no compute_metrics.", args.shown("batch_eval_metrics"))
         if args.data_seed is not None and isinstance(data, IterableDataset):
             logger.warning(
                 "%s has no effect: the rows of an iterable data set come as they are.",
@@ -123,7 +134,7 @@ class Inputs(TrainerBase):
         sampler = self._get_eval_sampler(chosen)
         return make_dataloader(
             dataset,
-            batch_size=self.args.eval_batch_size,
+            batch_size=self._eval_batch_size,
             collate_fn=collate,
             sampler=sampler,
             args=self.args,
@@ -207,3 +218,12 @@ class Inputs(TrainerBase):
         if self.args.past_index >= 0 and self._past is not None:
             inputs["mems"] = self._past
         return inputs
+
+
+def _takes_result(compute_metrics: Callable[..., Any]) -> bool:
+    """Whether `compute_metrics` can be told that a batch is the last."""
+    try:
+        parameters = inspect.signature(compute_metrics).parameters
+    except ValueError:  # a class or function of C tells no signature
+        return True
+    return "compute_result" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())

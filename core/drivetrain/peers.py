@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from drivetrain.errors import DrivetrainError, ProcessError, checkpoint_of
+from drivetrain.errors import DrivetrainError, OutOfMemoryElsewhere, ProcessError, checkpoint_of
 
 # What marks an error as the backend's own, and not somebody's who has a socket too.
 _MARKS = (
@@ -28,18 +28,24 @@ _LATE = ("timed out", "timeout", "time out")
 
 _tell: Callable[[str], None] | None = None
 _ask: Callable[[], str | None] | None = None
+_short: Callable[[], int | None] | None = None
 _failed = False
 
 
-def connect(tell: Callable[[str], None] | None, ask: Callable[[], str | None] | None) -> None:
+def connect(
+    tell: Callable[[str], None] | None,
+    ask: Callable[[], str | None] | None,
+    short: Callable[[], int | None] | None = None,
+) -> None:
     """Lets a launcher carry the news.
 
     Args:
         tell: tells the others why this process fails.
         ask: a sentence that says which rank has failed or ended, and why; None where it is not known.
+        short: the rank that has left the process group for want of memory, to begin anew; None where none has.
     """
-    global _tell, _ask
-    _tell, _ask = tell, ask
+    global _tell, _ask, _short
+    _tell, _ask, _short = tell, ask, short
 
 
 def failed(error: BaseException) -> None:
@@ -72,6 +78,8 @@ def lost(error: BaseException) -> ProcessError | None:
     if not _is_backends(error):
         return None
     known = _ask() if _ask is not None else None
+    if known is None and _short is not None and (rank := _short()) is not None:
+        return OutOfMemoryElsewhere(f"Another process of this run is out of memory: rank {rank}.")
     if known is not None:
         return ProcessError(known)
     if any(word in str(error).lower() for word in _LATE):

@@ -80,6 +80,8 @@ class PluginInfo:
         after: names of plugins of the same kind that must come earlier.
         shards: for strategies, whether each process holds only a part of the weights. The whole model is then
             put on no device before `prepare`, and `save_model` is a collective.
+        restarts: for strategies, whether several processes can close the run, make a new process group, and begin
+            anew, after one of them found no memory in the midst of a step (`auto_find_batch_size`).
         conflicts: `"kind:name"` of plugins that cannot be active together with this one, and the cure.
     """
 
@@ -98,6 +100,7 @@ class PluginInfo:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     shards: bool = False
+    restarts: bool = False
     conflicts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -56,6 +56,8 @@ class Processes:
             launch from another.
         local_world_size: how many of the processes are on this machine; None where it is not known.
         node: number of this machine among the run's; 0 where it is not known.
+        renew: leaves the process group, in the midst of a collective of the others, and makes a new one together
+            with them; told whether it is this process that cannot go on. None where somebody else made the group.
     """
 
     device: torch.device
@@ -68,6 +70,7 @@ class Processes:
     launch: str | None = None
     local_world_size: int | None = None
     node: int = 0
+    renew: Callable[[bool], None] | None = None
 
     def barrier(self) -> None:
         """Return when every process of the run is here."""

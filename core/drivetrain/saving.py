@@ -79,6 +79,8 @@ def save(
             "overwrite_output_dir=True where that is meant.",
             folder,
         )
+    if trainer.written is not None:
+        trainer.written.add(folder)
     write = Write(folder, (run.state.best_metric, run.state.best_model_checkpoint))
     with evaluation_weights(run), _best_if_written(run, write):
         note_best(trainer, folder, metrics)
@@ -237,8 +239,15 @@ def position_of(trainer: Trainer, run: Run) -> dict[str, Any]:
         "epoch_ended": position.epoch_ended,
         "data": trainer.batches.position() if trainer.batches is not None else None,
         "epoch_stop": run.control.should_epoch_stop,
-        "layout": trainer.layout.to_json() if trainer.layout is not None else None,
+        "layout": _layout_of(trainer),
     }
+
+
+def _layout_of(trainer: Trainer) -> dict[str, int] | None:
+    """The layout, with the batch size that was asked for, where `auto_find_batch_size` may have found another."""
+    if trainer.layout is None:
+        return None
+    return {**trainer.layout.to_json(), "asked": trainer.args.train_batch_size}
 
 
 def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -> None:

@@ -15,6 +15,7 @@ from drivetrain import disk_plan, resuming, saving, settings
 from drivetrain.accelerator import Accelerator
 from drivetrain.arguments import TrainingArguments
 from drivetrain.background import BackgroundWriter
+from drivetrain.batch_size import go_on_with, halving
 from drivetrain.building import Building
 from drivetrain.callbacks import (
     CallbackHandler,
@@ -41,7 +42,6 @@ from drivetrain.last_update import LastUpdate, last_update_of
 from drivetrain.length import RunLength, every
 from drivetrain.loop import Position, train_loop
 from drivetrain.loss import LossWindow
-from drivetrain.memory import halving
 from drivetrain.output import Output
 from drivetrain.placement import first_model, place
 from drivetrain.preemption import Preemption
@@ -269,7 +269,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             raise ConfigurationError("Trainer needs train_dataset to train.")
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
-        self._train_batch_size = self.args.train_batch_size
+        self._train_batch_size, self.parts, self.written = self.args.train_batch_size, 1, None
         self.others = None
         self.preemption = Preemption(self) if self.args.save_strategy != "no" else None
         with self.preemption or nullcontext():
@@ -292,7 +292,8 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 checkpoint = resuming.find_checkpoint(self, resume)
                 resuming.note_others(self, checkpoint)
                 self.resumed_from = checkpoint
-                self.layout = layout(run, self._train_batch_size, checkpoint)
+                go_on_with(self, checkpoint)
+                self.layout = layout(run, self._train_batch_size, checkpoint, self.parts)
                 run.split, run.accumulation = self.layout.split, self.layout.accumulation
                 session.open(training=True)
                 if self.model_init is not None:
@@ -382,7 +383,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         args, run = self.args, self.run
         logger.info(
             "Training: %s updates, %s epochs, %d rows a device, accumulation %d.",
-            length.max_steps, length.epochs, args.per_device_train_batch_size, run.accumulation,
+            length.max_steps, length.epochs, self._train_batch_size // self.parts, run.accumulation,
         )  # fmt: skip
         start = time.time()
         run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made

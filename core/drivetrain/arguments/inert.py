@@ -39,6 +39,16 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
         lambda args: asked_for() > 1,
         "an error of one process leaves the others in the middle of a step",
     ),
+    (
+        ("keep_effective_batch_size",),
+        lambda args: not args.auto_find_batch_size,
+        "auto_find_batch_size is False",
+    ),
+    (
+        ("batch_eval_metrics",),
+        lambda args: args.prediction_loss_only,
+        "prediction_loss_only is True",
+    ),
     (("requeue",), lambda args: job_of_slurm() is None, "this is no job of SLURM"),
     (
         ("eval_steps",),

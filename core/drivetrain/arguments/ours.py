@@ -60,6 +60,14 @@ class Ours:
         "When a loss or the norm of the gradients is NaN or infinite: warn, stop the run, or skip the update.",
         owner="callback:nan_watch, callback:nan_skip",
     )
+    keep_effective_batch_size: bool = argument(
+        False,
+        "Where auto_find_batch_size finds a smaller batch, an update keeps its rows: each batch is run in parts.",
+    )
+    batch_eval_metrics: bool = argument(
+        False,
+        "Feed compute_metrics batch by batch, with compute_result=True at the last, and keep no predictions.",
+    )
     requeue: bool = argument(
         False, "When SIGUSR1 has ended training with a checkpoint, put the SLURM job into its queue again."
     )

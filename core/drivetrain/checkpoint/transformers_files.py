@@ -91,7 +91,7 @@ def problem_of(folder: str) -> str | None:
                 read_header(path)
             else:
                 read_pickle(path)
-        _state_of(folder)
+        read_trainer_state(folder)
         read_pickle(os.path.join(folder, OPTIMIZER))
         read_pickle(os.path.join(folder, SCHEDULER))
     except CheckpointError as error:
@@ -127,7 +127,7 @@ def read_transformers(
     return TransformersCheckpoint(
         train_state=train_state,
         scheduler=_mapping(os.path.join(folder, SCHEDULER)),
-        state=_state_of(folder),
+        state=read_trainer_state(folder),
         random=_random(os.path.join(folder, own)) if own is not None else None,
         world_size=world,
         version=_version(folder),
@@ -168,7 +168,12 @@ def _mapping(path: str) -> dict[str, Any]:
     return content
 
 
-def _state_of(folder: str) -> dict[str, Any]:
+def read_trainer_state(folder: str) -> dict[str, Any]:
+    """The documented state that a checkpoint of transformers holds.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     path = os.path.join(folder, TRAINER_STATE)
     try:
         with open(path, encoding="utf-8") as file:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from drivetrain_plugins.launcher.environment import Place
 from drivetrain_plugins.launcher.interfaces import tell_gloo
 from drivetrain_plugins.launcher.meeting import Card, Host, Where, attend, listen
 from drivetrain_plugins.launcher.news import News
+from drivetrain_plugins.launcher.renewal import Renewal
 
 logger = logging.getLogger("drivetrain")
 
@@ -68,7 +70,9 @@ def start(place: Place, args: Any) -> Processes:
             device_id=device if backend == "nccl" else None,
         )
     end_at_exit(news, store)
-    return _processes(place, device, agreed["attempt"], agreed["launch"])
+    bound = device if backend == "nccl" else None
+    renewal = Renewal(place.rank, place.size, backend, timeout, bound, store, news)
+    return replace(_processes(place, device, agreed["attempt"], agreed["launch"]), renew=renewal)
 
 
 def _processes(place: Place, device: torch.device, attempt: int, launch: str | None) -> Processes:

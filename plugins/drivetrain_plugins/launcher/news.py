@@ -36,8 +36,11 @@ class News:
         self._unread = dict.fromkeys(lines, b"")
         self._failure: tuple[int, str] | None = None
         self._ended: set[int] = set()
+        self._group = 0  # number of the process group of now
+        self._short: dict[int, int] = {}  # group -> the rank that left it first for want of memory
         self._changed = threading.Condition()
         self._on_failure: Callable[[], None] | None = None
+        self._on_short: Callable[[], None] | None = None
         self._stop, self._stopped = socket.socketpair()
         for line in lines.values():
             line.settimeout(_SENT)
@@ -50,6 +53,34 @@ class News:
         """Says that this rank fails, and why."""
         with self._changed:
             self._send({"failed": [self.rank, reason[:_LONGEST]]})
+
+    def tell_short(self) -> None:
+        """Says that this rank leaves the process group, since it found no memory in it."""
+        with self._changed:
+            self._hear({"short": [self.rank, self._group]})
+            if self.rank != 0:
+                self._send({"short": [self.rank, self._group]})
+
+    def on_short(self, call: Callable[[], None]) -> None:
+        """Lets `call` be called, in the thread that reads, when another rank leaves the process group of now."""
+        with self._changed:
+            self._on_short = call
+
+    def short_of_memory(self) -> int | None:
+        """The rank that left the process group of now for want of memory; None where none has."""
+        with self._changed:
+            return self._short.get(self._group)
+
+    def next_group(self) -> int:
+        """Number of the next process group, which is that of now from here on."""
+        with self._changed:
+            self._group += 1
+            return self._group
+
+    def has_failed(self) -> bool:
+        """Whether another rank is known to have failed, without waiting for news."""
+        with self._changed:
+            return self._failure is not None
 
     def on_failure(self, call: Callable[[], None]) -> None:
         """Lets `call` be called, in the thread that reads, when another rank has failed or ended before its time."""
@@ -65,7 +96,7 @@ class News:
         """
         end = time.monotonic() + _HEARD
         with self._changed:
-            while self._failure is None and (left := end - time.monotonic()) > 0:
+            while not self._told() and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             if self._failure is not None:
                 rank, reason = self._failure
@@ -75,6 +106,8 @@ class News:
                     f"Another process of this run has ended: rank {rank}, without a word, as when it is killed or "
                     "finds no memory."
                 )
+            if self._group in self._short:
+                return None
             if early := [rank for rank in sorted(self._ended) if rank != self.rank]:
                 return (
                     f"Another process of this run has ended: {ranks(early)} came to the end of the script while this "
@@ -149,6 +182,13 @@ class News:
                 self._send(news)
             if self._on_failure is not None:
                 self._on_failure()
+        if "short" in news:
+            rank, group = news["short"]
+            self._short.setdefault(int(group), int(rank))
+            if self.rank == 0:
+                self._send(news)
+            if self._on_short is not None and group == self._group and rank != self.rank:
+                self._on_short()
         for rank in news.get("ended", ()):
             self._note_end(rank)
 
@@ -156,6 +196,9 @@ class News:
         self._ended.add(rank)
         if self.rank == 0 and (len(self._ended) == 1 or not self._missing()):
             self._send({"ended": sorted(self._ended)})
+
+    def _told(self) -> bool:
+        return self._failure is not None or self._group in self._short
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.size) if rank not in self._ended]

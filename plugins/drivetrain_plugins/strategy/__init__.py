@@ -37,4 +37,5 @@ DDP = PluginInfo(
     ),
     options="drivetrain_plugins.strategy.ddp:DDPOptions",
     chosen_by=_several_processes,
+    restarts=True,
 )

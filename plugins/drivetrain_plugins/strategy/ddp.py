@@ -65,6 +65,19 @@ class _Unused:
 _UNUSED = _Unused()
 
 
+class _BuffersFirst(DistributedDataParallel):
+    """Takes rank 0's buffers when an evaluation begins, in place of in its first forward pass."""
+
+    def train(self, mode: bool = True) -> _BuffersFirst:
+        """Into evaluation, or back; where there are buffers a collective."""
+        begins = self.training and not mode
+        super().train(mode)  # type: ignore[no-untyped-call]
+        if begins and self.will_sync_module_buffers():  # type: ignore[no-untyped-call]
+            self._sync_buffers()  # type: ignore[no-untyped-call]
+            self.require_forward_param_sync = False
+        return self
+
+
 class DDPStrategy(WholeParameters):
     """A replica on every process; gradients are averaged at the last micro-batch of an update."""
 
@@ -102,7 +115,9 @@ class DDPStrategy(WholeParameters):
             extra["broadcast_buffers"] = args.ddp_broadcast_buffers
         if self.options.sync_batch_norm:
             self._batch_norms = sync_batch_norms(model)
-        self.ddp = DistributedDataParallel(
+        # A rank that finds no memory for a batch of an evaluation must not leave the others in a broadcast.
+        kind = _BuffersFirst if args.auto_find_batch_size else DistributedDataParallel
+        self.ddp = kind(
             model,
             device_ids=[self.run.device.index] if self.run.device.type == "cuda" else None,
             find_unused_parameters=find_unused(args, model),

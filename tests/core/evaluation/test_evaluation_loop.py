@@ -53,6 +53,8 @@ class Trainer:
             "include_inputs_for_metrics": False,
             "label_names": None,
             "eval_accumulation_steps": None,
+            "auto_find_batch_size": False,
+            "batch_eval_metrics": False,
         }
         self.args = SimpleNamespace(**defaults | arguments)
         self.model = self.model_wrapped = model if model is not None else Model()
@@ -63,6 +65,8 @@ class Trainer:
             prediction=None,
             eval_dataloader=None,
         )
+        self._eval_batch_size = self.args.eval_batch_size
+        self._past = None
         self.label_names = ["labels"]
         self.can_return_loss = False
         self.compute_metrics = None

@@ -1,0 +1,24 @@
+"""auto_find_batch_size in several processes: one has a memory limit of the system's, and all agree on what fits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.launch import torchrun
+
+SCRIPT = Path(__file__).with_name("memory_ranks.py")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know how much is mapped")
+def test_all_agree_on_what_fits_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # a thread's own arena maps 64 MB that it does not use
+    said = torchrun(SCRIPT, str(tmp_path), timeout=540)
+    for scenario in ("training", "late", "one_row", "evaluation", "refused"):
+        for rank in range(2):
+            assert f"{scenario}: fine on rank {rank}" in said, said[-3000:]
+    assert "Out of memory with 64 rows a device: starting again with 32." in said  # by the one
+    assert (
+        "Out of memory with 64 rows a device in another process: starting again with 32." in said
+    )  # by the other
