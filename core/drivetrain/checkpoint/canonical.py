@@ -116,6 +116,8 @@ def optimizer_state_in(
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]],
     saved: TrainState,
+    *,
+    rehearse: bool = True,
 ) -> None:
     """Sets an optimizer's state from the canonical form, through its own `load_state_dict`.
 
@@ -129,6 +131,7 @@ def optimizer_state_in(
         optimizer: its groups hold the very tensors of `named_parameters`.
         named_parameters: those of the bare model.
         saved: `optimizer`, `groups` and `optimizer_extra` are read, and the dtypes of `weights`.
+        rehearse: try an update with it; not where the caller has yet to change something.
 
     Raises:
         CheckpointError: the groups or the names differ.
@@ -176,7 +179,8 @@ def optimizer_state_in(
         weight = saved.weights.get(name)
         if number in state and weight is not None and weight.dtype == live[name].dtype:
             _keep_dtypes(optimizer.state[live[name]], state[number])
-    rehearse_update(optimizer, before)
+    if rehearse:
+        rehearse_update(optimizer, before)
 
 
 def _first_names(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:

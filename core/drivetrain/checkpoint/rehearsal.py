@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from drivetrain.checkpoint.tensors import reason_of
 from drivetrain.errors import CheckpointError
+from drivetrain.parameters import group_options
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _LARGE = 2**31
@@ -36,10 +38,11 @@ class Before:
 
 
 def rehearse_update(optimizer: torch.optim.Optimizer, before: Before) -> None:
-    """Tries an update with the state that an optimizer has been given.
+    """Tries an update with the state that an optimizer has been given, on another one of its class.
 
-    Only optimizers whose step concerns nobody else are tried: torch's own, and those that say so by
-    `steps_alone = True`. One that could not make this step before either is left alone.
+    With several processes only optimizers whose step concerns nobody else are tried: torch's own, and those that say
+    so by `steps_alone = True`; `steps_alone = False` is never tried. One that could not make this step before either,
+    or of which no other can be made, is left alone.
 
     Args:
         optimizer: as it is now; it is not changed.
@@ -49,8 +52,11 @@ def rehearse_update(optimizer: torch.optim.Optimizer, before: Before) -> None:
         CheckpointError: the update fails.
     """
     kind = type(optimizer)
-    if not (kind.__module__.startswith("torch.optim.") or getattr(kind, "steps_alone", False)):
+    of_torch = kind.__module__.startswith("torch.optim.")
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if not getattr(kind, "steps_alone", of_torch or not several):
         return
+    step = _step_of_torch if of_torch else _step_of_another
     tried: set[Any] = set()
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
@@ -60,11 +66,13 @@ def rehearse_update(optimizer: torch.optim.Optimizer, before: Before) -> None:
                 continue
             tried.add(signature)
             try:
-                _step(optimizer, group, parameter, state)
+                copied, copied_before = _clone(state), _clone(before.state.get(parameter, {}))
+            except Exception:
+                continue  # of a kind that has no copies
+            try:
+                step(optimizer, group, parameter, copied)
             except Exception as error:
-                if _works(
-                    _step, optimizer, before.groups[number], parameter, before.state.get(parameter, {})
-                ):
+                if _works(step, optimizer, before.groups[number], parameter, copied_before):
                     raise CheckpointError(
                         f"{kind.__name__} cannot go on with the optimizer state of the checkpoint "
                         f"({type(error).__name__}: {reason_of(error)}); resume from an earlier checkpoint."
@@ -82,24 +90,53 @@ def _signature(value: Any, parameter: torch.Tensor) -> Any:
     return type(value), large
 
 
-def _step(optimizer: Any, group: dict[str, Any], parameter: torch.Tensor, state: Any) -> None:
-    """A step of the optimizer's class with a copy of one parameter, its state and its group's options."""
+def _copy(parameter: torch.Tensor) -> torch.nn.Parameter:
     copied = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     copied.grad = torch.zeros_like(copied)
+    return copied
+
+
+def _step_of_torch(optimizer: Any, group: dict[str, Any], parameter: torch.Tensor, state: Any) -> None:
+    """A step of the optimizer's class with a copy of one parameter, a state of it and its group's options."""
+    copied = _copy(parameter)
     stand_in = object.__new__(type(optimizer))
     stand_in.__dict__ = {**optimizer.__dict__, "defaults": dict(optimizer.defaults)}
     stand_in.param_groups = [{**{key: _clone(value) for key, value in group.items() if key != "params"}}]
     stand_in.param_groups[0]["params"] = [copied]
     stand_in.state = defaultdict(dict)
     if state:
-        stand_in.state[copied] = _clone(state)
+        stand_in.state[copied] = state
     step: Callable[[Any], Any] = type(optimizer).step
     # torch wraps the step of a class, to call hooks and to write profiles: this one is for nobody to see.
     getattr(step, "__wrapped__", step)(stand_in)
 
 
+def _step_of_another(optimizer: Any, group: dict[str, Any], parameter: torch.Tensor, state: Any) -> None:
+    """The same for a class that may keep more than groups and state: one is made by its constructor."""
+    known = group_options(type(optimizer))
+    copied = _copy(parameter)
+    options = {key: _clone(value) for key, value in group.items() if key != "params"}
+    defaults = {key: value for key, value in optimizer.defaults.items() if known is None or key in known}
+    made = type(optimizer)([{**options, "params": [copied]}], **defaults)
+    made.param_groups[0].update(options)
+    if state:
+        made.state[copied].update(state)
+    if callable(train := getattr(made, "train", None)):
+        train()  # a checkpoint is written with the weights for evaluation
+    made.step()
+
+
 def _clone(value: Any) -> Any:
-    return copy.deepcopy(value) if not isinstance(value, torch.Tensor) else value.detach().clone()
+    if type(value) is dict:
+        return {key: _clone(item) for key, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return copy.deepcopy(value)
+    if hasattr(value, "__tensor_flatten__"):  # a tensor that is made of others, which may know no clone
+        kind: Any = type(value)
+        names, about = value.__tensor_flatten__()
+        parts = {name: getattr(value, name).clone() for name in names}
+        return kind.__tensor_unflatten__(parts, about, value.shape, value.stride())
+    return value.detach().clone()
 
 
 def _works(tried: Callable[..., Any], *args: Any) -> bool:

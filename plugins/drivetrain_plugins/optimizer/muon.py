@@ -46,6 +46,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         ValueError: a number out of its range, or a parameter in a group of Muon's that is no matrix.
     """
 
+    steps_alone = True
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from support import forge
+from support.optimizer_formulas import GAP, RANK, STEPS, WARMUP, adamw
 from torch import nn
 
 from drivetrain import Trainer, TrainingArguments, discover
 from drivetrain.checkpoint import load_checkpoint
+from drivetrain.errors import CheckpointError
 from drivetrain.plugin import import_string
-
-sys.path.insert(0, os.path.dirname(__file__))
-from formulas import GAP, RANK, STEPS, WARMUP, adamw
 
 UPDATES = 50
 RATE = 0.01
@@ -88,12 +87,12 @@ def decaying_after(p: Any, g: Any, state: Any, lr: float, decay: float, t: int) 
     return adamw(p, g, state, lr, 0.0, t) * (1 - lr * decay)
 
 
-def trained(word: str, folder: Path, resume: Path | None = None, **arguments: Any) -> Trainer:
+def trained(word: Any, folder: Path, resume: Path | None = None, **arguments: Any) -> Trainer:
     args = TrainingArguments(
-        str(folder), max_steps=UPDATES, save_steps=25, report_to="none", disable_tqdm=True, use_cpu=True,
-        logging_strategy="no", optim=word, learning_rate=RATE, weight_decay=DECAY, max_grad_norm=0.0,
-        lr_scheduler_type="constant", param_groups=[{"match": "deep", "lr": OTHER_RATE}],
-        **{**ARGUMENTS.get(word, {}), **arguments},
+        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, logging_strategy="no", optim=word,
+        learning_rate=RATE, weight_decay=DECAY, max_grad_norm=0.0, lr_scheduler_type="constant",
+        param_groups=[{"match": "deep", "lr": OTHER_RATE}],
+        **{"max_steps": UPDATES, "save_steps": 25, **ARGUMENTS.get(word, {}), **arguments},
     )  # fmt: skip
     trainer = Trainer(Odd(), args, train_dataset=[{"x": torch.zeros(1)}] * 8)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -188,3 +187,44 @@ def by_arguments(word: str) -> tuple[Any, dict[str, Any]]:
     info = discover.load_info("optimizer", word)
     plugin = import_string(info.implementation)()
     return plugin.class_and_kwargs(TrainingArguments("out", optim=word, report_to="none", use_cpu=True))
+
+
+class Strange(torch.optim.Optimizer):
+    """An optimizer of a stranger's, which keeps more than groups and state."""
+
+    def __init__(self, params: Any, lr: float = 0.1, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.steps: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.steps.append(torch.ones(()))
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                    p.sub_(mean.lerp_(p.grad, 0.1), alpha=group["lr"])
+
+
+BROKEN = ["muon", "lion", "galore_adamw", "schedule_free_adamw", "adamw_bnb_8bit", "adamw_torch_8bit", "adamw_hf",
+          "adamw_anyprecision", Strange]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", BROKEN, ids=str)
+def test_a_state_that_the_optimizer_cannot_go_on_with_is_refused_before_training(tmp_path, word):
+    name = word if isinstance(word, str) else "strange"
+    needs(name)
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    trained(word, tmp_path / "whole", max_steps=2, save_steps=2)
+    again = trained(word, tmp_path / "again", checkpoint, max_steps=3, save_steps=2)
+    if word is Strange:
+        assert len(again.optimizer.steps) == 1  # the rehearsal was another one's step
+
+    tree = json.loads((checkpoint / "optimizer.json").read_text())
+    entry = tree["state"]["tall"]
+    entry = entry.get("__bnb_optimizer_quant_state__", entry)
+    entry[next(key for key, value in entry.items() if isinstance(value, dict))] = "x"
+    (checkpoint / "optimizer.json").write_text(json.dumps(tree))
+    forge.seal_anything(checkpoint)
+    with pytest.raises(CheckpointError, match=r"cannot go on with|refuses the optimizer state"):
+        trained(word, tmp_path / "third", checkpoint, max_steps=3, save_steps=2)

@@ -76,9 +76,14 @@ def counted_as_torch(
     return found
 
 
+def counts_in_its_own_way(inner: torch.optim.Optimizer) -> bool:
+    """Whether it is one of DeepSpeed's own Adams, which count in whole numbers."""
+    return type(inner).__name__ in _OWN_ADAMS
+
+
 def count_in_its_own_way(inner: torch.optim.Optimizer) -> None:
-    """DeepSpeed's own Adams count in whole numbers."""
-    if type(inner).__name__ in _OWN_ADAMS:
+    """Has DeepSpeed's own Adams count in whole numbers again."""
+    if counts_in_its_own_way(inner):
         for state in inner.state.values():
             if "step" in state:
                 state["step"] = int(state["step"])

@@ -26,6 +26,7 @@ from drivetrain_plugins.strategy.deepspeed.groups import EngineOptimizer
 from drivetrain_plugins.strategy.deepspeed.loss_scale import LossScale
 from drivetrain_plugins.strategy.deepspeed.optimizer_state import (
     count_in_its_own_way,
+    counts_in_its_own_way,
     counted_as_torch,
     groups_in,
     groups_out,
@@ -315,7 +316,7 @@ class DeepSpeedStrategy:
             if names
         ]  # their options are set already
         given = TrainState(state.weights, state.optimizer, groups, optimizer_extra=state.optimizer_extra)
-        optimizer_state_in(inner, named.items(), given)
+        optimizer_state_in(inner, named.items(), given, rehearse=not counts_in_its_own_way(inner))
         count_in_its_own_way(inner)
         # load_state_dict makes new groups; the view and the schedule go on with the ones they know.
         mine = [group for group in self.optimizer.param_groups if group["params"]]
