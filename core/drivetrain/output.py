@@ -181,9 +181,45 @@ class Output(TrainerBase):
     # -- what transforms do now ------------------------------------------------------------------------
 
     def torch_jit_model_eval(self, model: Any, dataloader: Any, training: bool = False) -> Any:
-        """The model itself: tracing is the transform `jit`, chosen by `jit_mode_eval`."""
-        return model
+        """A trace of the model by a loader's first batch, as the transform `jit` makes it; in training the model.
+
+        Args:
+            model: its weights must stay as they are while the trace is used.
+            dataloader: whose first batch is taken.
+            training: whether the model is to be trained.
+        """
+        if training:
+            return model
+        if dataloader is None:
+            logger.warning(
+                "torch_jit_model_eval has no dataloader to take a batch from, so nothing is traced."
+            )
+            return model
+        inputs = self._prepare_inputs(next(iter(dataloader)))
+        return transform_class("jit").traced(model, inputs)
 
     def ipex_optimize_model(self, model: Any, training: bool = False, dtype: Any = None) -> Any:
-        """The model itself: Intel's extension is the transform `ipex`, chosen by `use_ipex`."""
+        """The model as Intel's extension optimises it, as the transform `ipex` does; in training with `self.optimizer`.
+
+        Args:
+            model: changed in place in training, else copied.
+            training: whether the model is to be trained.
+            dtype: of the optimised model; by default float32, and under `bf16_full_eval` bfloat16 for an evaluation.
+        """
+        if dtype is None:
+            half = self.args.bf16_full_eval and not training and not self.is_in_train
+            dtype = torch.bfloat16 if half else torch.float32
+        optimizer = self.optimizer if training else None
+        model, optimizer = transform_class("ipex").optimized(model, optimizer, dtype)
+        if training:
+            self.optimizer = optimizer
         return model
+
+
+def transform_class(name: str) -> Any:
+    """The implementation of an installed transform.
+
+    Raises:
+        ConfigurationError: no such transform is installed.
+    """
+    return import_string(discover.load_info("transform", name).implementation)

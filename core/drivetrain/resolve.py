@@ -291,6 +291,9 @@ class Resolver:
             earlier[name] |= set(active.info.after) & waiting.keys()
             for later in set(active.info.before) & waiting.keys():
                 earlier[later].add(name)
+        for name in waiting:
+            for first in sorted(earlier[name]):
+                self._check_places(waiting[first], waiting[name])
         ordered: list[Active] = []
         while waiting:
             free = [name for name in waiting if not earlier[name] & waiting.keys()]
@@ -299,6 +302,15 @@ class Resolver:
                 return ordered
             ordered.append(waiting.pop(free[0]))
         return ordered
+
+    def _check_places(self, first: Active, second: Active) -> None:
+        """A wish for an order that the places of two transforms make impossible is not passed over."""
+        places = [active.info.place if active.info else None for active in (first, second)]
+        if places == ["after_prepare", "before_wrap"]:
+            self.problems.append(
+                f"The transform {first.name!r} is to come before {second.name!r}, which is given the bare model "
+                "(before_wrap): give both one place, or leave one of them out."
+            )
 
     # -- checking ------------------------------------------------------------------------------------
 

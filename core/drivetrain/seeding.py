@@ -29,39 +29,49 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 def full_determinism(seed: int, warn_only: bool = False) -> Callable[[], None]:
     """Seeds everything and asks torch for deterministic kernels, which are slower.
 
-    An operation that has no deterministic kernel raises torch's `RuntimeError`, which names it, or only warns
-    with `warn_only`. cuBLAS reads its setting when CUDA starts, so call this before the first use of a GPU.
+    Args:
+        seed: as for `set_seed`.
+        warn_only: an operation that has no deterministic kernel is a warning, in place of torch's `RuntimeError`.
 
     Returns:
         A function that puts torch's settings back as they were; the random generators keep their course.
+    """
+    set_seed(seed)
+    return deterministic_kernels(warn_only)
+
+
+def deterministic_kernels(warn_only: bool = False) -> Callable[[], None]:
+    """Asks torch for kernels that give the same bits each time.
+
+    Returns:
+        A function that puts torch's settings and the environment back as they were.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.deterministic,
         torch.backends.cudnn.benchmark,
-        {name: os.environ.get(name) for name in (CUBLAS_WORKSPACE, "CUDA_LAUNCH_BLOCKING")},
+        os.environ.get(CUBLAS_WORKSPACE),
     )
-    set_seed(seed)
     _deterministic_kernels(warn_only)
 
     def restore() -> None:
-        enabled, warned, deterministic, benchmark, environment = before
+        enabled, warned, deterministic, benchmark, workspace = before
         torch.use_deterministic_algorithms(enabled, warn_only=warned)
         torch.backends.cudnn.deterministic = deterministic
         torch.backends.cudnn.benchmark = benchmark
-        for name, value in environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
+        else:
+            os.environ[CUBLAS_WORKSPACE] = workspace
 
     return restore
 
 
 def _deterministic_kernels(warn_only: bool) -> None:
-    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # either of cuBLAS's two sizes is deterministic
-    os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
+    # Either of cuBLAS's two sizes is deterministic. It is read when cuBLAS is first used, and torch refuses to
+    # multiply without it.
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

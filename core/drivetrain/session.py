@@ -20,6 +20,7 @@ from drivetrain.own_optimizer import own_optimizer_factory
 from drivetrain.own_scheduler import own_scheduler_factory
 from drivetrain.processes import current
 from drivetrain.resolve import Plan, is_documented_callback, resolve
+from drivetrain.seeding import deterministic_kernels
 from drivetrain.slots import Model, OptimizerFactory, Prepared, SchedulerFactory, Strategy
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Session:
         """Makes precision and strategy of resolved plugins; the model is then built and prepared."""
         run = self.run
         run.is_training = training
+        if run.args.full_determinism:
+            self._undo.append(deterministic_kernels())
         run.precision = make(run, "precision")
         run.precision.setup(run)
         self._undo.append(run.precision.close)
@@ -91,8 +94,11 @@ class Session:
         run.accumulation = run.args.gradient_accumulation_steps
 
     def autocast(self, model: Model) -> None:
-        """Lets the model's forward run under the precision's autocast, until the session closes."""
+        """Lets the precision change the bare model, and its forward run under autocast, until the session closes."""
         run = self.run
+        convert = getattr(run.precision, "convert", None)
+        if convert is not None:
+            self._undo.append(convert(model))
         if run.precision.policy.compute is not None:
             device = run.device.type
             self._undo.append(install(model, lambda: run.precision.autocast(device)))
@@ -108,22 +114,19 @@ class Session:
                 _transformed.add(run.model)
 
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory) -> None:
-        """Wraps the model, and builds what updates it."""
+        """Wraps the model, and builds what updates it; both stand when transforms are given the wrapped model."""
         run = self.run
-        prepared = self.wrap(run.model, optimizer, scheduler)
+        prepared = run.strategy.prepare(run.model, optimizer, scheduler)
         run.optimizer, run.lr_scheduler = prepared.optimizer, prepared.scheduler
+        self._finish(prepared)
 
-    def wrap(
-        self,
-        model: Model,
-        optimizer: OptimizerFactory | None = None,
-        scheduler: SchedulerFactory | None = None,
-    ) -> Prepared:
-        """Gives the model to the strategy; without an optimizer for an evaluation by itself."""
-        prepared = self.run.strategy.prepare(model, optimizer, scheduler)
+    def wrap(self, model: Model) -> None:
+        """Gives the model to the strategy for an evaluation by itself."""
+        self._finish(self.run.strategy.prepare(model, None, None))
+
+    def _finish(self, prepared: Prepared) -> None:
         self.run.model_wrapped = self._transform("after_prepare", prepared.model)
         self.is_wrapped, self._evaluation = True, prepared.evaluation
-        return prepared
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

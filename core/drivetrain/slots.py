@@ -38,7 +38,11 @@ class PrecisionPolicy:
 
 
 class Precision(Protocol):
-    """How numbers are held. The policy is data; the contexts serve the plain case."""
+    """How numbers are held. The policy is data; the contexts serve the plain case.
+
+    One that needs more than a policy may have `convert(model)` too: it changes the bare model in place, before
+    anything wraps it, and returns a function that puts it back when the run ends.
+    """
 
     policy: PrecisionPolicy
 

@@ -51,7 +51,7 @@ from drivetrain.resolve import Plan, is_documented_callback, resolve
 from drivetrain.run import Run
 from drivetrain.search import hyperparameter_search
 from drivetrain.secret import guard
-from drivetrain.seeding import full_determinism, set_seed
+from drivetrain.seeding import set_seed
 from drivetrain.session import Session, culprits_named
 from drivetrain.slots import LRScheduler, TrainState
 from drivetrain.smoothing import LabelSmoother, predicts_next_token
@@ -122,10 +122,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.args = args
         logger.setLevel(args.get_process_log_level())
         guard(logger)
-        if args.full_determinism:
-            full_determinism(args.seed)
-        else:
-            set_seed(args.seed)
+        set_seed(args.seed)
         self.is_in_train = False
         self.check_overrides()
         if processing_class is not None:

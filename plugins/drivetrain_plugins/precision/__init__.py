@@ -62,3 +62,16 @@ FP16 = PluginInfo(
     chosen_by=_fp16_claim,
     probe=_probe("fp16"),
 )
+_UNKNOWN = "torchao's layers are tried under single, ddp and fsdp alone: use one of them, or bf16=True."
+FLOAT8 = PluginInfo(
+    name="float8",
+    kind="precision",
+    summary="products of linear layers in float8 by torchao, the rest as bf16",
+    implementation=f"{_HERE}.float8:Float8",
+    options=f"{_HERE}.float8:Float8Options",
+    arguments=_SHARED,
+    requires=("torchao>=0.11",),
+    extra="torchao",
+    probe=_probe("float8"),
+    conflicts={f"strategy:{name}": _UNKNOWN for name in ("deepspeed", "fairscale", "xla")},
+)

@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 
+from drivetrain import settings
+
 # TensorFloat-32 and bfloat16 came with this generation of NVIDIA's GPUs (Ampere).
 _AMPERE = 8
+# Products in float8 came with this one (Ada, and Hopper after it).
+_ADA = (8, 9)
 
 
 def _cuda(args: Any) -> bool:
@@ -76,3 +80,21 @@ def fp16(args: Any) -> Iterator[str]:
     yield from _backend(args, "fp16")
     if not _cuda(args):
         yield f"fp16=True needs a CUDA device, {_where(args)}. Use bf16=True, which works on this CPU."
+
+
+def float8(args: Any) -> Iterator[str]:
+    """float8: CUDA devices that have units for it, unless it is emulated."""
+    yield from fp32(args)
+    if _options(args, "float8").get("emulate"):
+        return
+    cure = "Use bf16=True, or for a test plugins={'float8': {'emulate': True}}."
+    if not _cuda(args):
+        yield f"precision='float8' needs a CUDA device of the Ada generation or later, {_where(args)}. {cure}"
+    elif torch.version.hip is None and torch.cuda.get_device_capability() < _ADA:
+        yield f"precision='float8' needs a CUDA device of the Ada generation or later, and this one is older. {cure}"
+
+
+def _options(args: Any, name: str) -> dict[str, Any]:
+    """A plugin's options, of this run or of the project's file."""
+    given = args.plugins if isinstance(args.plugins, dict) else {}
+    return dict(settings.load().options.get(name, {})) | dict(given.get(name, {}))

@@ -21,6 +21,28 @@ def _check_compile(args: Any) -> list[str]:
     return problems(args)
 
 
+def _traced(args: Any) -> Claim | None:
+    return Claim("jit_mode_eval=True") if args.jit_mode_eval else None
+
+
+def _check_trace(args: Any) -> str | None:
+    import torch
+
+    if hasattr(torch.jit, "trace"):
+        return None
+    return f"jit_mode_eval=True needs torch.jit.trace, which torch {torch.__version__} has no more: leave it out."
+
+
+def _by_ipex(args: Any) -> Claim | None:
+    return Claim("use_ipex=True") if args.use_ipex else None
+
+
+def _check_ipex(args: Any) -> list[str]:
+    from drivetrain_plugins.transform.ipex import problems
+
+    return problems(args)
+
+
 def _checkpointed(args: Any) -> Claim | None:
     return Claim("gradient_checkpointing=True") if args.gradient_checkpointing else None
 
@@ -50,4 +72,40 @@ GRADIENT_CHECKPOINTING = PluginInfo(
     chosen_by=_checkpointed,
     place="before_wrap",
     before=("torch_compile",),
+)
+
+_ORDINARY = (
+    "the extension changes the optimizer of whole weights, which this strategy spreads: leave use_ipex out, or train "
+    "with strategy='ddp'."
+)
+
+IPEX = PluginInfo(
+    name="ipex",
+    kind="transform",
+    summary="Lets Intel's extension for PyTorch optimise optimizer and model, on torch 2.8.",
+    implementation="drivetrain_plugins.transform.ipex:IPEX",
+    options="drivetrain_plugins.transform.ipex:IPEXOptions",
+    arguments=("use_ipex",),
+    chosen_by=_by_ipex,
+    probe=_check_ipex,
+    # It is given the optimizer, which the strategy builds.
+    place="after_prepare",
+    before=("torch_compile", "jit"),
+    conflicts={f"strategy:{name}": _ORDINARY for name in ("fsdp", "deepspeed", "fairscale")},
+)
+
+_WHOLE = "a trace needs whole weights on each process, which this strategy spreads: leave jit_mode_eval out."
+
+JIT = PluginInfo(
+    name="jit",
+    kind="transform",
+    summary="Evaluates and predicts by a trace of the model (torch.jit), checked against the model itself.",
+    implementation="drivetrain_plugins.transform.jit:JIT",
+    arguments=("jit_mode_eval",),
+    chosen_by=_traced,
+    probe=_check_trace,
+    # After torch.compile, which serves training then: an evaluation is traced.
+    place="after_prepare",
+    after=("torch_compile", "ipex"),
+    conflicts={f"strategy:{name}": _WHOLE for name in ("fsdp", "deepspeed", "fairscale")},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from support import strangers
 
-from drivetrain import ConfigurationError, TrainingArguments
+from drivetrain import ConfigurationError, TrainingArguments, discover
 from drivetrain.resolve import Plan, resolve
 
 
@@ -17,6 +18,24 @@ from drivetrain.resolve import Plan, resolve
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[strangers.Site]:
     """A folder on the path into which distributions are installed."""
     yield from strangers.site(tmp_path / "site", monkeypatch)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """`without(kind, name)`: drivetrain's own plugin of that name is as if it were not installed."""
+
+    def hide(kind: str, name: str) -> None:
+        everything = discover.entries.__wrapped__  # what refresh() clears is the cache of the new one
+
+        @functools.cache
+        def others() -> tuple[discover.Entry, ...]:
+            hidden = (kind, name, "drivetrain")
+            return tuple(e for e in everything() if (e.kind, e.name, e.distribution) != hidden)
+
+        discover.load_info.cache_clear()
+        monkeypatch.setattr(discover, "entries", others)
+
+    return hide
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from drivetrain.settings import Settings
 
 Problems = Callable[..., tuple[str, ...]]
 MakePlan = Callable[..., Plan]
+Without = Callable[[str, str], None]
 
 
 # -- the slots -----------------------------------------------------------------------------------------
@@ -304,9 +305,10 @@ def test_a_claim_that_fails_is_a_warning_too(
 
 @pytest.mark.parametrize("fields", ["chosen_by=lambda args: 1 / 0", "no_such_field=1"])
 def test_a_broken_plugin_whose_argument_is_set_is_an_error(
-    problems: Problems, site: Site, fields: str
+    problems: Problems, site: Site, without: Without, fields: str
 ) -> None:
     """The run must not go on without tracing because the plugin that traces is broken."""
+    without("transform", "jit")
     site.plugin("transform", "jit", fields=f"place='before_wrap', {fields}")
     (sentence,) = problems(jit_mode_eval=True)
     assert sentence.startswith(
@@ -374,10 +376,29 @@ def test_a_circle_of_one(problems: Problems, site: Site) -> None:
     assert problems(plugins={"a": {}}) == ("The callback 'a' asks to come before itself; disable it.",)
 
 
+def test_a_wish_that_places_make_impossible(problems: Problems, plan: MakePlan, site: Site) -> None:
+    """What is given the wrapped model cannot come before what is given the bare one, whatever it asks."""
+    site.plugin("transform", "late", fields="place='after_prepare', before=('gradient_checkpointing',)")
+    site.plugin("transform", "early", fields="place='before_wrap', after=('torch_compile',)")
+    cure = "given the bare model (before_wrap): give both one place, or leave one of them out."
+    assert problems(
+        gradient_checkpointing=True, torch_compile_backend="eager", plugins={"late": {}, "early": {}}
+    ) == (
+        f"The transform 'torch_compile' is to come before 'early', which is {cure}",
+        f"The transform 'late' is to come before 'gradient_checkpointing', which is {cure}",
+    )
+    # Where the other is not active, there is no wish.
+    names = [active.name for active in plan(plugins={"late": {}, "early": {}}).of_kind("transform")]
+    assert names == ["early", "late"]
+
+
 # -- all at once ---------------------------------------------------------------------------------------
 
 
-def test_every_problem_is_collected_and_nothing_heavy_loads(problems: Problems, greeter: Site) -> None:
+def test_every_problem_is_collected_and_nothing_heavy_loads(
+    problems: Problems, greeter: Site, without: Without
+) -> None:
+    without("transform", "jit")
     greeter.add(
         "drivetrain-heavy",
         {"callback": {"heavy": "heavy_stranger:INFO"}},
@@ -418,31 +439,36 @@ def test_several_problems_are_one_error_with_a_list(plan: MakePlan, site: Site) 
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("plugin", "values", "sentence"),
     [
         (
+            ("transform", "jit"),
             {"jit_mode_eval": True},
             "jit_mode_eval=True is not there yet: it needs the transform plugin 'jit', which is not installed.",
         ),
         (
-            {"use_ipex": True},
-            "use_ipex=True is not there yet: it needs the transform plugin 'ipex', which is not installed.",
-        ),
-        (
+            ("optimizer", "adamw_bnb_8bit"),
             {"optim": "adamw_bnb_8bit"},
             "optim='adamw_bnb_8bit' is not there yet: it needs the optimizer plugin 'adamw_bnb_8bit', which",
         ),
         (
+            ("logger", "mlflow"),
             {"report_to": "mlflow"},
             "report_to='mlflow' is not there yet: it needs the logger plugin 'mlflow', which is not installed.",
         ),
     ],
 )
-def test_what_is_not_there_yet_says_so(problems: Problems, values: dict[str, Any], sentence: str) -> None:
+def test_what_is_not_there_says_so(
+    problems: Problems, without: Without, plugin: tuple[str, str], values: dict[str, Any], sentence: str
+) -> None:
+    without(*plugin)
     assert any(sentence in found for found in problems(**values))
 
 
-def test_a_strangers_plugin_takes_over_what_is_not_there_yet(plan: MakePlan, site: Site) -> None:
+def test_a_strangers_plugin_takes_over_what_is_not_there(
+    plan: MakePlan, site: Site, without: Without
+) -> None:
+    without("transform", "jit")
     site.plugin(
         "transform",
         "jit",
