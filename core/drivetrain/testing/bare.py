@@ -19,14 +19,16 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def check_bare(trainer: Any, given: Small, report: Report, backward: bool) -> None:
+def check_bare(trainer: Any, given: Small, closed: Any, report: Report, backward: bool) -> None:
     """Notes what is not as it was, and calls the model on this process alone.
 
     Args:
         trainer: after its last run.
         given: the model that the trainer was made with.
+        closed: what the strategy gave from `close()`.
         report: its `bare` and `bare_loss` are filled.
         backward: whether this process calls the model; the others wait for it, so that no collective can be meant.
     """
@@ -35,14 +37,15 @@ def check_bare(trainer: Any, given: Small, report: Report, backward: bool) -> No
         wrong.append(f"trainer.model is a {type(model).__name__}, and was a Small.")
     elif model is not given:
         wrong.append("trainer.model is another model than the one that was trained.")
-    if trainer.run.model_wrapped is not model:
-        wrong.append(
-            f"close() gave a {type(trainer.run.model_wrapped).__name__} that is not the bare model back."
-        )
+    if closed is not model:
+        wrong.append(f"close() gave a {type(closed).__name__} back that is not the bare model.")
+    if model.head.weight is not model.embedding.weight:
+        wrong.append("head.weight and embedding.weight were one parameter, and are two.")
     before = dict(build().named_parameters())
     after = dict(model.named_parameters())
-    if list(before) != list(after):
-        wrong.append(f"parameters are named {', '.join([n for n in after if n not in before][:3])}.")
+    if odd := sorted(before.keys() ^ after.keys()):
+        how = "there and were not" if odd[0] in after else "gone"
+        wrong.append(f"parameters are {how}: {', '.join(odd[:3])}.")
         return
     for name, parameter in after.items():
         if type(parameter) is not torch.nn.Parameter:
@@ -55,11 +58,11 @@ def check_bare(trainer: Any, given: Small, report: Report, backward: bool) -> No
             wrong.append(f"{name} is {parameter.dtype}, and was {before[name].dtype}.")
         elif parameter.requires_grad != before[name].requires_grad:
             wrong.append(f"{name} {'is trained' if parameter.requires_grad else 'is frozen'}, and was not.")
-    if model.head.weight is not model.embedding.weight:
-        wrong.append("head.weight and embedding.weight were one parameter, and are two.")
     left = sorted({kind for module in model.modules() for kind in HOOKS if getattr(module, kind, None)})
     if left:
         wrong.append(f"hooks are left on its modules ({', '.join(left)}).")
+    if any(getattr(p, kind, None) for p in model.parameters() for kind in PARAMETER_HOOKS):
+        wrong.append("hooks are left on its parameters.")
     if backward and not wrong:
         _call(model, report)
 

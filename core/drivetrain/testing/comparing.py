@@ -14,6 +14,9 @@ import torch
 
 from drivetrain.testing.scenario import Outcome
 
+BUFFER = "trained"
+"""The model's buffer that counts."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -149,16 +152,18 @@ def run(found: Outcome, wanted: Outcome, tolerance: float) -> list[Finding]:
             wanted.again,
             tolerance,
         )
-    made += weights(found, wanted, tolerance)
+    made += weights(found.tensors["weights"], wanted.tensors["weights"], tolerance)
     return made + predictions(found, wanted, tolerance)
 
 
-def weights(found: Outcome, wanted: Outcome, tolerance: float) -> list[Finding]:
-    """The final ones, and buffers by themselves."""
-    here, there = found.tensors["weights"], wanted.tensors["weights"]
-    counting = [name for name in {**here, **there} if name == "trained"]
-    made = tensors("weights", _without(here, counting), _without(there, counting), tolerance, True)
-    return made + tensors("buffers", _only(here, counting), _only(there, counting), 0.0, True)
+def weights(found: dict[str, Any], wanted: dict[str, Any], tolerance: float) -> list[Finding]:
+    """Of a model, and its buffer by itself."""
+
+    def part(entries: dict[str, Any], buffer: bool) -> dict[str, Any]:
+        return {name: value for name, value in entries.items() if (name == BUFFER) == buffer}
+
+    made = tensors("weights", part(found, False), part(wanted, False), tolerance, True)
+    return made + tensors("buffers", part(found, True), part(wanted, True), 0.0, True)
 
 
 def predictions(found: Outcome, wanted: Outcome, tolerance: float) -> list[Finding]:
@@ -193,16 +198,8 @@ def _log(found: list[dict[str, Any]], wanted: list[dict[str, Any]], tolerance: f
             near = abs(row[key] - value) <= 1.01e-4 if key == "loss" else row[key] == value
             if not near and not apart(row[key], value) <= tolerance:
                 text = f"{key} in row {number + 1} of the log is {row[key]:.6g}, not {value:.6g}"
-                made.append(Finding("log", text, number))
-    return made[:1]
-
-
-def _only(entries: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: entries[name] for name in names if name in entries}
-
-
-def _without(entries: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in entries.items() if name not in names}
+                made.append(Finding("schedule" if key == "learning_rate" else "log", text, number))
+    return sorted(made, key=lambda finding: finding.part != "schedule")[:1]
 
 
 def _shown(order: list[Any]) -> str:

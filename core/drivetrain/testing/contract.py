@@ -46,6 +46,7 @@ class StrategyContract(Equality, Conduct, Checkpoints, Failures):
         tolerance, bf16_tolerance: largest relative difference.
         learns: with `differs`, the share of what `single` learns that it must learn.
         limit: seconds for one run.
+        patience: seconds that a rank may take to end when another has failed; torchrun leaves it 30.
         device: "cpu" or "cuda"; by default CUDA where there is a device for every process.
         environment: variables for the processes that are started.
     """
@@ -65,6 +66,7 @@ class StrategyContract(Equality, Conduct, Checkpoints, Failures):
     bf16_tolerance: ClassVar[float] = 2e-2
     learns: ClassVar[float] = 0.5
     limit: ClassVar[float] = 120.0
+    patience: ClassVar[float] = 20.0
     device: ClassVar[str] = ""
     environment: ClassVar[Mapping[str, str]] = {}
 

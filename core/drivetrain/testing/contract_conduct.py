@@ -76,7 +76,7 @@ class Conduct:
         for outcome in contract.outcomes:
             if findings := agreement(outcome):
                 contract.fail(
-                    f"After {named(outcome.scenario).removeprefix('The ')} the ranks do not agree.",
+                    f"After {named(outcome.scenario, 'the')} the ranks do not agree.",
                     findings,
                     "weights must be brought together at the latest before evaluations, checkpoints and the end of "
                     "training; collect() must give the same to every rank.",
@@ -99,7 +99,7 @@ class Conduct:
                 )
             if not all(rank.metrics_saw_the_same for rank in outcome.ranks):
                 contract.fail(
-                    f"In {named(outcome.scenario).removeprefix('The ')} compute_metrics saw other arrays.",
+                    f"In {named(outcome.scenario, 'the')} compute_metrics saw other arrays.",
                     ["it must see what predict gives back"],
                 )
 
@@ -143,17 +143,17 @@ class Conduct:
                 heard = rank.events[place] if place < len(rank.events) else "nothing more"
                 meant = wanted[place] if place < len(wanted) else "nothing more"
                 contract.fail(
-                    f"In {named(own.scenario).removeprefix('The ')} listeners on rank {rank.rank} hear other events.",
+                    f"In {named(own.scenario, 'the')} listeners on rank {rank.rank} hear other events.",
                     [f"event {place + 1} is {heard!r}, not {meant!r}"],
                     "update() raised, or counted otherwise than once: one call of update() is one step.",
                 )
 
-    @needs(lambda plan: (plan.own("gradients"), plan.own("whole"), plan.reference("gradients", False)))
+    @needs(lambda plan: (plan.own("gradients"), plan.own("plain"), plan.reference("gradients", False)))
     def test_gradients(self, contract: Contract) -> None:
         """`shows_gradients` is true: listeners read and change what the step takes; or they are refused."""
-        own, whole, single = contract.outcomes
-        contract.ended(whole, single)
-        if not whole.ranks[0].shows_gradients:
+        own, plain, single = contract.outcomes
+        contract.ended(plain, single)
+        if not plain.ranks[0].shows_gradients:
             _check_listener_refused(contract, own)
             return
         contract.ended(own)
@@ -163,7 +163,9 @@ class Conduct:
                 Finding("gradients", "no parameter of run.model has a gradient at on_gradients_ready")
             ]
         if not findings and not not_equal(contract.spec) and not contract.spec.differs:
-            findings = comparing.weights(own, single, contract.spec.tolerance)
+            findings = comparing.weights(
+                own.tensors["weights"], single.tensors["weights"], contract.spec.tolerance
+            )
         if findings:
             contract.fail(
                 f"{named(own.scenario)} shows other gradients than `single`, though shows_gradients is True.",
@@ -182,7 +184,7 @@ class Conduct:
         ]
         if findings:
             contract.fail(
-                f"After {named(own.scenario).removeprefix('The ')} the model is not the bare one again.",
+                f"After {named(own.scenario, 'the')} the model is not the bare one again.",
                 findings,
                 "close() must undo what prepare() did to the model, and give the bare one back.",
             )
@@ -204,7 +206,7 @@ class Conduct:
         )
         if findings:
             contract.fail(
-                f"After {named(own.scenario).removeprefix('The ')} the same trainer trains otherwise than `single`'s.",
+                f"After {named(own.scenario, 'the')} the same trainer trains otherwise than `single`'s.",
                 findings,
                 "something of the first run is left: in the model, in the plugin's object (make_strategy makes a new "
                 "strategy for each run), or gradients."

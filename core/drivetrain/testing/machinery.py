@@ -138,7 +138,7 @@ def _last_frames(trace: str) -> str:
     return "raised at " + " < ".join(line.removeprefix("File ") for line in lines[:-4:-1])
 
 
-def named(scenario: Scenario) -> str:
+def named(scenario: Scenario, article: str = "The") -> str:
     """A run in words."""
     kind = scenario.name.split("@")[0].split("-")[0]
     how = "1 process" if scenario.world == 1 else f"{scenario.world} processes"
@@ -147,7 +147,7 @@ def named(scenario: Scenario) -> str:
         path = Path(scenario.resume)
         by = "`single`'s" if "@" not in path.parents[1].name else f"the run {path.parents[1].name!r}'s"
         went_on = f", going on from {by} {path.name},"
-    return f"The run {kind!r} under {scenario.strategy!r} with {how} ({KINDS[kind].says}){went_on}"
+    return f"{article} run {kind!r} under {scenario.strategy!r} with {how} ({KINDS[kind].says}){went_on}"
 
 
 _known: dict[str, Outcome] = {}

@@ -35,6 +35,8 @@ def of_run(found: Outcome, wanted: Outcome, findings: Sequence[Finding]) -> str:
             "The very first loss differs, before any update: prepare() changes the weights or the model's mode, or "
             "training_step() gets another batch."
         )
+    if "schedule" in first:
+        return "The learning rate is not that of the schedule, which must step once for each update that stepped."
     if "norms" in first:
         return _of_norms(found, wanted, first)
     if "losses" in first or "weights" in first:
@@ -116,7 +118,10 @@ def _of_updates(scenario: Scenario, norms: Sequence[float | None], first: dict[s
     elif "losses" in first:
         update = first["losses"].first // accumulation
     else:
-        update = len(norms)
+        return (
+            "Losses and norms agree to the end: what differs has no part in the loss, or is changed after the last "
+            "update, in close() perhaps."
+        )
     of_update = range(update * accumulation, (update + 1) * accumulation)
     short = bool(scenario.rows % ROWS_OF_A_BATCH) and any(m % batches == batches - 1 for m in of_update)
     spans = any(m % batches == 0 for m in of_update[1:])
@@ -138,6 +143,8 @@ def _of_updates(scenario: Scenario, norms: Sequence[float | None], first: dict[s
             f"{where}, already in its gradients: those of all its micro-batches must be added up, each divided by the "
             "accumulation, and brought together at the last."
         )
+    if "norms" in first and update == 0:
+        return f"{where}, already in its gradients: prepare() changes weights, or not all of the gradients are brought together."
     if limit is not None and before is not None and before > limit:
         return (
             f"{where}, after one whose gradients ({before:.3g}) are longer than max_grad_norm ({limit:g}): clipping "

@@ -67,14 +67,15 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "plain": Kind(
-        "SGD, no accumulation, nothing clipped, one row in the last batch",
+        "SGD, no accumulation, nothing clipped",
         {**SGD, "gradient_accumulation_steps": 1, "max_grad_norm": UNREACHED},
-        3 * ROWS_OF_A_BATCH + 1,
+        3 * ROWS_OF_A_BATCH + 5,
         twice=True,
     ),
     "accumulating": Kind(
         "SGD, three micro-batches an update, one of seven left over in each epoch, nothing clipped",
         {**SGD, "gradient_accumulation_steps": 3, "max_grad_norm": UNREACHED},
+        6 * ROWS_OF_A_BATCH + 1,
     ),
     "clipped": Kind(
         "SGD, two micro-batches an update, gradients that are longer than 2 clipped",
@@ -162,6 +163,7 @@ class Plan:
             twice=made.twice,
             gradients=made.gradients,
             limit=self.spec.limit,
+            patience=self.spec.patience,
         )
 
 

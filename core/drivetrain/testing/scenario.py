@@ -39,6 +39,7 @@ class Scenario:
         twice: whether the same trainer trains a second time.
         gradients: whether a listener reads the gradients, and halves them.
         limit: seconds.
+        patience: seconds that a rank may take to end, when another has failed.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Scenario:
     twice: bool = False
     gradients: bool = False
     limit: float = 120.0
+    patience: float = 20.0
 
     @property
     def checkpoints(self) -> Path:

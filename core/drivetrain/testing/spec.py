@@ -35,6 +35,7 @@ class Spec:
     bf16_tolerance: float = 2e-2
     learns: float = 0.5
     limit: float = 120.0
+    patience: float = 20.0
     device: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 

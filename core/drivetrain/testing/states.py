@@ -9,7 +9,7 @@ import torch
 
 from drivetrain.checkpoint import load_checkpoint
 from drivetrain.errors import DrivetrainError
-from drivetrain.testing.comparing import Finding, apart, tensors
+from drivetrain.testing.comparing import Finding, apart, tensors, weights
 from drivetrain.testing.model import build
 
 # Choices of speed, which say nothing of what an update is.
@@ -48,9 +48,8 @@ def vars_of(state: Any) -> dict[str, Any]:
 
 def states(found: dict[str, Any], wanted: dict[str, Any], tolerance: float) -> list[Finding]:
     """Weights, optimizer, gradients and groups, as `vars_of` gives them."""
-    made = []
-    for part in ("weights", "gradients"):
-        made += tensors(part, found.get(part, {}), wanted[part], tolerance, part == "weights")
+    made = weights(found.get("weights", {}), wanted["weights"], tolerance)
+    made += tensors("gradients", found.get("gradients", {}), wanted["gradients"], tolerance)
     made += tensors("optimizer", _flat(found.get("optimizer", {})), _flat(wanted["optimizer"]), tolerance)
     return made + _groups(found.get("groups", []), wanted["groups"])
 

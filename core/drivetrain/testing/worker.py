@@ -40,10 +40,6 @@ ERROR_PATIENCE = 20.0
 """Seconds that a rank which failed waits for the others to fail as well."""
 
 
-FAILURE_LIMIT = 20.0
-"""Seconds that a rank may go on when another one has failed. torchrun leaves it 30."""
-
-
 class Stage:
     """Says in a file what this rank is at, and ends the process where that takes too long."""
 
@@ -71,8 +67,9 @@ class Watched(Trainer):
 
     def training_step(self, model: Any, inputs: Any) -> torch.Tensor:
         """As the Trainer's."""
-        if self.run.state.global_step == 1 and self.listener.scenario.act in ("raise", "kill"):
-            self.stage.begin("training on, though the last rank has failed", FAILURE_LIMIT)
+        scenario = self.listener.scenario
+        if self.run.state.global_step == 1 and scenario.act in ("raise", "kill"):
+            self.stage.begin("training on, though the last rank has failed", scenario.patience)
             self.listener.fail_if_due()
         loss = super().training_step(model, inputs)
         self.losses_seen.append(float(loss) * self.run.accumulation * self.run.batch_weight)
@@ -158,6 +155,7 @@ def run(scenario: Scenario, report: Report, stage: Stage) -> None:
             stage.begin("training a second time", scenario.limit)
             trainer.losses_seen = report.again
             trainer.train()
+    closed = trainer.run.model_wrapped
     stage.begin("predicting", scenario.limit)
     given.clear()
     predicted = trainer.predict(rows(EVALUATED_ROWS, 3))
@@ -168,7 +166,7 @@ def run(scenario: Scenario, report: Report, stage: Stage) -> None:
     stage.begin("calling the model that came back, on the first rank alone", min(scenario.limit, 30.0))
     weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
     report.weights = digest(weights)
-    check_bare(trainer, model, report, backward=RANK == 0)
+    check_bare(trainer, model, closed, report, backward=RANK == 0)
     if RANK == 0:
         parts = (*predicted.predictions, predicted.label_ids)
         names = ("logits", "classes", "numbers", "labels")
