@@ -1,7 +1,8 @@
-"""Every strategy against one process, and every checkpoint under another: `python tests/strategies/running.py`.
+"""Every strategy against one process, every checkpoint under another, every setting with each other.
 
-The real engines, a launch of torchrun for each number of processes. Prints what each engine holds, how far each
-run is from that of one process, and which checkpoints went on where; ends with 1 where one of them failed.
+`python tests/strategies/running.py`: the real engines, in launches of torchrun. Prints what each engine holds, how far
+each run is from that of one process, which checkpoints went on where, and what goes with what; ends with 1 where one
+of them failed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 
+from strategies.cells import all_cells
+from strategies.combinations_page import grids as grids_of_combinations
+from strategies.combinations_page import page as page_of_combinations
+from strategies.combining import Combinations
 from strategies.comparing import TOLERANCE, Difference, compare, compare_checkpoints
 from strategies.configurations import CONFIGURATIONS, Configuration, lacking
 from strategies.launching import PATIENCE, run_all
@@ -40,6 +45,8 @@ from strategies.scenario import ROWS_AN_UPDATE, Outcome, Scenario
 from strategies.tables import Grid, markdown, show
 
 WORLDS = (1, 2, 4)
+
+PARTS = ("strategies", "combinations")
 
 PAGE = """# What holds, in numbers
 
@@ -382,6 +389,8 @@ def main() -> int:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="write the tables here too, as Markdown")
+    parser.add_argument("--combinations", type=Path, help="write that of combinations here, as Markdown")
+    parser.add_argument("--part", choices=PARTS, help="the one half alone; both by default")
     parser.add_argument("--soak", action="store_true", help="every checkpoint under every strategy")
     parser.add_argument("--only", help="names of strategies, with commas; single is always there")
     parser.add_argument("--keep", type=Path, help="folder for the runs; a temporary one by default")
@@ -398,30 +407,38 @@ def main() -> int:
         shutil.rmtree(chosen.keep, ignore_errors=True)
         chosen.keep.mkdir(parents=True)
     out = chosen.keep or Path(tempfile.mkdtemp(prefix="strategies-"))
-    harness = Harness(out.resolve(), console)
-    begun = time.monotonic()
+    harness, combined = Harness(out.resolve(), console), Combinations(out.resolve() / "combinations", console)
+    begun, grids = time.monotonic(), []
+    parts = (chosen.part,) if chosen.part else PARTS if not chosen.soak else PARTS[:1]
     try:
-        grids = (soak if chosen.soak else long_form)(harness, configurations)
+        if "strategies" in parts:
+            grids += (soak if chosen.soak else long_form)(harness, configurations)
+        if "combinations" in parts:
+            combined.out.mkdir()
+            combined.run(
+                [cell for cell in all_cells() if cell["strategy"] in {c.name for c in configurations}]
+            )
     finally:
         if not chosen.keep:
             shutil.rmtree(out, ignore_errors=True)
     console.print()
-    for grid in grids:
+    for grid in [*grids, *(grids_of_combinations(combined) if combined.cells else [])]:
         show(grid, console)
-    failures = harness.failures + [f"{name}: {reason}" for name, reason in missing.items()]
+    failures = (
+        harness.failures + combined.failures + [f"{name}: {reason}" for name, reason in missing.items()]
+    )
     summary = (
-        f"{len(harness.scenarios)} runs, {len(failures)} failed, in {(time.monotonic() - begun) / 60:.1f} minutes: "
-        f"{', '.join(harness.launches)}."
+        f"{len(harness.scenarios) + combined.runs} runs, {len(failures)} failed, in "
+        f"{(time.monotonic() - begun) / 60:.1f} minutes: {', '.join(harness.launches + combined.launches)}."
     )
     console.print(summary, highlight=False)
     for failure in failures:
         console.print(f"FAILED {failure}", style="red", highlight=False, markup=False)
-    if chosen.out:
+    if chosen.combinations and combined.cells:
+        chosen.combinations.write_text(page_of_combinations(combined))
+    if chosen.out and grids:
         command = "nox -s strategies_soak" if chosen.soak else "nox -s strategies"
-        page = PAGE.format(
-            command=f"{command} -- --out {chosen.out if not chosen.out.is_absolute() else chosen.out.name}",
-            **TOLERANCE,
-        )
+        page = PAGE.format(command=f"{command} -- --out docs/strategies/table.md", **TOLERANCE)
         chosen.out.write_text("\n".join([page, *map(markdown, grids)]))
     return 1 if failures else 0
 

@@ -51,6 +51,8 @@ class Scenario:
         rows: rows of a process and micro-batch; by default what makes ROWS_AN_UPDATE.
         saves: updates after which a checkpoint is written; LAST is the last whatever its number.
         fails: the run must end in an error in which each of these words stands, on every rank.
+        cell: the values of a cell of the table of combinations, which only trains; empty for other runs.
+        breaks: rank 1 fails in the middle of an update, and all processes end.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Scenario:
     rows: int | None = None
     saves: tuple[int, ...] = (LAST,)
     fails: tuple[str, ...] = ()
+    cell: dict[str, str] = field(default_factory=dict)
+    breaks: bool = False
 
     @property
     def rows_a_process(self) -> int:

@@ -24,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from drivetrain import Trainer, TrainerCallback, TrainingArguments
+from strategies.cell_runs import run_cell
 from strategies.configurations import CONFIGURATIONS
 from strategies.measuring import elements, engine
 from strategies.model import EVALUATED_ROWS, TRAINED_ROWS, build, collate, rows
@@ -184,13 +185,18 @@ def main(plan: str, out: str) -> int:
             "losses": [],
             "norms": [],
             "before_first_step": True,
+            "seconds": 0.0,
         }
         begun = time.monotonic()
         try:
-            run(scenario, folder, report)
+            (run_cell if scenario.cell else run)(scenario, folder, report)
         except Exception as error:
             report["error"] = f"{type(error).__name__}: {re.sub(chr(10), ' ', str(error))}"
             report["trace"] = traceback.format_exc()
+            report["failed_at"] = time.monotonic()
+            if scenario.breaks:
+                tell(report, folder)
+                raise  # as in a script of a user's, to the end of the process
         report["seconds"] = time.monotonic() - begun
         tell(report, folder)
         reports = all_told(scenario, folder, ERROR_PATIENCE if report["error"] else 300.0)

@@ -41,9 +41,11 @@ class Before:
 
     Attributes:
         untrained: the weights that are not trained, by the identity of their parameters.
+        compiled: what torch.compile left in it.
     """
 
     def __init__(self, model: Model) -> None:
+        self.compiled: Any = model._compiled_call_impl
         self._dtypes = {id(p): _dtype(p) for p in model.parameters()}
         # An engine that halves weights makes new tensors. Nothing else keeps the digits of those that are not trained.
         self.untrained = {
@@ -90,6 +92,7 @@ def take_back(engine: Any, model: Model, pieces: Pieces | None, before: Before, 
         together: whether every process is here; without it nothing is gathered, and a model whose weights are
             cut stays cut.
     """
+    model._compiled_call_impl = before.compiled  # which an engine that is compiled sets in it
     spread = any(is_spread(p) for p in model.parameters())
     if spread and not together:
         _end(engine)

@@ -98,6 +98,7 @@ def build(
         _go_on(view, earlier)
     made, per_evaluation = _schedule(vendor, config, view, scheduler)
     sync_training_mode(engine, model)
+    take_torchs_options(engine)
     return Built(engine, view, made, per_evaluation, names, members, earlier)
 
 
@@ -108,6 +109,7 @@ def build_for_inference(vendor: Any, config: Configuration, model: Model) -> Any
         config.remove(word)
     engine = _initialize(vendor, config, model, optimizer=None, model_parameters=None)
     sync_training_mode(engine, model)
+    take_torchs_options(engine)
     return engine
 
 
@@ -232,6 +234,19 @@ def sync_training_mode(engine: Any, model: Model) -> None:
     engine.train = train
     engine.eval = lambda: train(False)
     engine.training = model.training
+
+
+def take_torchs_options(engine: Any) -> None:
+    """Lets the engine be compiled as any module is: DeepSpeed's own `compile` takes torch's options in a dict.
+
+    It compiles the bare model, in place.
+    """
+    own = engine.compile
+
+    def compile(backend: Any = "inductor", **options: Any) -> None:
+        own(backend=backend, compile_kwargs=options)
+
+    engine.compile = compile
 
 
 def cut(model: Model) -> bool:
