@@ -32,7 +32,10 @@ def show(title: str, frames: Sequence[Frame], fault: Magnitude | None, file: Pat
     console = Console(
         file=sys.stderr, force_terminal=terminal, force_jupyter=False, highlight=False, no_color=not terminal
     )
-    _print(console, title, frames, fault)
+    with console.capture() as captured:  # written at once, so that ranks do not write into each other's
+        _print(console, title, frames, fault)
+    sys.stderr.write(captured.get())
+    sys.stderr.flush()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         plain = io.StringIO()

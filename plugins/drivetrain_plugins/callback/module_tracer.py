@@ -34,7 +34,6 @@ class ModuleTracer:
     Args:
         model: the bare model.
         forward_done: called when a forward of the whole model is done.
-        backward_done: called when a backward pass is done, before the gradients are used.
 
     Attributes:
         batch: the micro-batch under way, which whoever counts them sets.
@@ -42,15 +41,12 @@ class ModuleTracer:
         frames: the calls and gradients that it is of, each when it was done.
     """
 
-    def __init__(
-        self, model: nn.Module, forward_done: Callable[[], None], backward_done: Callable[[], None]
-    ) -> None:
+    def __init__(self, model: nn.Module, forward_done: Callable[[], None]) -> None:
         self.model = model
         self.batch = 0
         self.order: list[tuple[Frame, Magnitude]] = []
         self.frames: list[Frame] = []
-        self._forward_done, self._backward_done = forward_done, backward_done
-        self._backward_under_way = False
+        self._forward_done = forward_done
         self._running: list[tuple[nn.Module, Frame | None]] = []
         self._weights: dict[int, Magnitude | None] = {}
         self._hooked: dict[int, weakref.ref[Tensor]] = {}
@@ -66,7 +62,6 @@ class ModuleTracer:
     def forget(self) -> None:
         """Clears what was measured."""
         self.order, self.frames = [], []
-        self._backward_under_way = False
 
     def weights_changed(self) -> None:
         """An update has been made: weights are measured anew at their next use."""
@@ -172,19 +167,12 @@ class ModuleTracer:
             self._handles.append(handle)
 
     def _came(self, frame: Frame, gradient: Tensor, name: str | None = None) -> None:
-        if not self._backward_under_way:
-            self._backward_under_way = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
         measured = measure(name or frame.magnitudes[0].name, gradient)
         if measured is None:
             return
         done = Frame(frame.path, frame.kind, frame.batch, True, [measured], frame.users)
         self.order.append((done, measured))
         self.frames.append(done)
-
-    def _end_of_backward(self) -> None:
-        self._backward_under_way = False
-        self._backward_done()
 
 
 def _own_weights(found: nn.Module) -> list[tuple[str, Tensor]]:

@@ -49,10 +49,13 @@ class UnderflowOverflowOptions:
 class UnderflowOverflow:
     """Measures every module's weights, inputs and outputs, their gradients, and the weights after each update.
 
-    What is measured is read at the end of a forward, of a backward, and of an update: three waits for the device a
-    micro-batch. The first tensor that is not finite, in the order in which they came to be, is where it began: the
-    last frames before it are printed on stderr, and written to `underflow_overflow-rank0.txt` in `output_dir`.
+    What is measured is read after the backward pass of a micro-batch and after an update: two waits for the device. The
+    first tensor that is not finite, in the order in which they came to be, is where it began: the last frames before it
+    are printed on stderr, and written to `underflow_overflow-rank0.txt` in `output_dir`. Then all ranks end, before the
+    gradients are used.
     """
+
+    reads_all_gradients = False  # each rank looks at what passes through its own modules
 
     def __init__(self, options: UnderflowOverflowOptions | None = None) -> None:
         self.options = options or UnderflowOverflowOptions()
@@ -69,21 +72,26 @@ class UnderflowOverflow:
         self._close()
         self._run = run
         self._last.clear()
-        self._tracer = ModuleTracer(run.model, self._forward_done, self._look)
+        self._tracer = ModuleTracer(run.model, self._forward_done)
 
     @hookimpl(tryfirst=True)
     def on_substep_end(self, run: Run) -> None:
         """A micro-batch is done."""
-        self._end_of_batch(run)
+        self._look(run)
+        self._end_of_batch()
+
+    @hookimpl(tryfirst=True)
+    def on_gradients_ready(self, run: Run) -> None:
+        """The last micro-batch of an update is done."""
+        self._look(run)
 
     @hookimpl(tryfirst=True)
     def on_step_end(self, run: Run) -> None:
-        """A micro-batch and an update are done: its weights are looked at."""
+        """An update is done: its weights are looked at."""
         assert self._tracer is not None
-        if not self._is_traced:
-            self._look_at_update(run)
+        self._settle(run, None if self._is_traced else self._fault_of_update(run))
         self._tracer.weights_changed()
-        self._end_of_batch(run)
+        self._end_of_batch()
 
     @hookimpl
     def on_train_end(self, run: Run) -> None:
@@ -94,10 +102,9 @@ class UnderflowOverflow:
     def on_exception(self, run: Run, error: BaseException) -> None:
         """An error of the model's own may be one of NaN: what was measured before it is looked at."""
         if self._tracer is not None and not isinstance(error, NonFiniteError):
-            fault = self._find()
+            fault = self._find(run)
             if fault is not None:
-                self._show(fault)
-                logger.error("Before this error %s.", fault.sentence)
+                logger.error("Before this error: %s", self._show(run, fault))
         self._close()
 
     def _close(self) -> None:
@@ -113,20 +120,43 @@ class UnderflowOverflow:
         return self._tracer.batch in self.options.trace_batch_nums
 
     def _forward_done(self) -> None:
-        assert self._run is not None
-        if self._run.model.training or not self._is_traced:
-            self._look()
-
-    def _look(self) -> None:
-        """Reads what was measured since the last look, and raises where something is not finite."""
-        fault = self._find()
-        if fault is not None:
-            raise NonFiniteError(self._show(fault))
-
-    def _find(self) -> Fault | None:
-        tracer, run = self._tracer, self._run
-        assert tracer is not None
+        """In training there is a backward pass to come, and the ranks to meet; an evaluation is looked at here."""
+        run = self._run
         assert run is not None
+        if not run.model.training:
+            fault = self._find(run)
+            if fault is not None:
+                raise NonFiniteError(self._show(run, fault))
+
+    def _look(self, run: Run) -> None:
+        """Reads what was measured in a micro-batch, and raises on all ranks where one has found something."""
+        fault = self._find(run)
+        sentence = self._show(run, fault) if fault is not None else None
+        loss = run.loss
+        if sentence is None and loss is not None and not self._is_traced and not math.isfinite(float(loss)):
+            sentence = (
+                f"The loss is {float(loss)}, while every module's outputs and gradients are finite: it is made outside "
+                f"of the model, or its infinity has no gradient{self._where(run, 1)}."
+            )
+        self._settle(run, sentence)
+
+    def _settle(self, run: Run, sentence: str | None) -> None:
+        """Raises what this rank has found; on the others, that it has. A collective."""
+        found = [int(sentence is not None)]
+        if run.processes.world_size > 1:
+            found = run.strategy.collect(torch.tensor(found, device=run.device)).tolist()
+        if sentence is not None:
+            raise NonFiniteError(sentence)
+        if any(found):
+            ranks = [str(rank) for rank, flag in enumerate(found) if flag]
+            raise NonFiniteError(
+                f"NaN or infinity was found on rank {', '.join(ranks)}, and not on rank {run.processes.rank}: see the "
+                f"report underflow_overflow-rank{ranks[0]}.txt in output_dir."
+            )
+
+    def _find(self, run: Run) -> Fault | None:
+        tracer = self._tracer
+        assert tracer is not None
         order, frames = tracer.order, tracer.frames
         tracer.forget()
         read([magnitude for _, magnitude in order])
@@ -138,78 +168,65 @@ class UnderflowOverflow:
             fault = None  # the scaler skips this update and lowers the scale: nothing is wrong
         if fault is None:
             self._last.extend(frames)
-            return None
-        if fault.frame in frames:
+        elif fault.frame in frames:
             self._last.extend(frames[: frames.index(fault.frame) + 1])
         else:  # of a module that was still running
             self._last.extend((*frames, fault.frame))
         return fault
 
-    def _show(self, fault: Fault, updates: int = 1) -> str:
+    def _show(self, run: Run, fault: Fault, updates: int = 1) -> str:
         """Prints and writes the report.
 
         Args:
+            run: the run.
             fault: what was found.
             updates: 1 in the midst of an update, 0 once it has been counted.
 
         Returns:
             The sentence of the error.
         """
-        run = self._run
-        assert run is not None
-        assert self._tracer is not None
         file = Path(run.args.output_dir) / f"underflow_overflow-rank{run.processes.rank}.txt"
-        where = f", update {run.state.global_step + updates}, micro-batch {self._tracer.batch}"
-        if run.processes.world_size > 1:
-            where += f", on rank {run.processes.rank}"
-        title = f"{fault.sentence}{where}."
+        title = f"{fault.sentence}{self._where(run, updates)}."
         show(title, tuple(self._last), fault.magnitude, file)
         return f"{title} What was before it: {file}."
 
-    def _end_of_batch(self, run: Run) -> None:
-        tracer = self._tracer
+    def _where(self, run: Run, updates: int) -> str:
+        assert self._tracer is not None
+        where = f", update {run.state.global_step + updates}, micro-batch {self._tracer.batch}"
+        return where + (f", on rank {run.processes.rank}" if run.processes.world_size > 1 else "")
+
+    def _end_of_batch(self) -> None:
+        tracer, after = self._tracer, self.options.abort_after_batch_num
         assert tracer is not None
-        self._look()  # of a model that was not called as a whole
-        loss = run.loss
-        if loss is not None and not self._is_traced and not math.isfinite(float(loss)):
-            raise NonFiniteError(
-                f"The loss of micro-batch {tracer.batch} is {float(loss)}, while every module's outputs and gradients "
-                "are finite: it is made outside of the model, or its infinity has no gradient."
-            )
         done = tracer.batch
         if self._traced:
             show(f"Micro-batch {done}, as trace_batch_nums asks.", self._traced, None, None)
             self._traced = []
         tracer.batch += 1
-        if self.options.abort_after_batch_num is not None and done >= self.options.abort_after_batch_num:
+        if after is not None and done >= after:
             raise DrivetrainError(
-                f"The run ends after micro-batch {done}, as abort_after_batch_num={self.options.abort_after_batch_num} "
-                "of debug='underflow_overflow' asks."
+                f"The run ends after micro-batch {done}, as abort_after_batch_num={after} of "
+                "debug='underflow_overflow' asks."
             )
 
     # -- the update --------------------------------------------------------------------------------------
 
-    def _look_at_update(self, run: Run) -> None:
-        """Raises where finite gradients have a norm that is not, or an update by them has left such a weight."""
+    def _fault_of_update(self, run: Run) -> str | None:
+        """Whether finite gradients have a norm that is not, or an update by them has left such a weight."""
         update, optimizer = run.update, run.optimizer
         assert update is not None
-        assert self._tracer is not None
         if not update.stepped:
-            return
+            return None
         model = run.model
         if update.grad_norm is not None and not math.isfinite(float(update.grad_norm)):
-            frame = Frame("", type(model).__name__, self._tracer.batch, backward=True)
-            measured = Magnitude(
+            norm = Magnitude(
                 "norm of all gradients", "1", "float32", update.grad_norm.detach().float().expand(3)
             )
             sentence = (
-                f"The norm of the gradients is {float(update.grad_norm)}, though this rank's own are finite: "
+                f"The norm of the gradients is {float(update.grad_norm)}, though each of them is finite: "
             )
-            if run.processes.world_size > 1:
-                sentence += "it came from another rank, or their squares overflow"
-            else:
-                sentence += "their squares overflow, or their sum over micro-batches does"
-            self._blame(frame, measured, sentence)
+            sentence += "their squares overflow, or their sum over micro-batches does"
+            return self._blame(run, type(model).__name__, norm, sentence)
         named = [(clean(name), weight) for name, weight in model.named_parameters()]
         found = [(name, weight, measure(name, shard(weight))) for name, weight in named]
         read([measured for _, _, measured in found if measured is not None])
@@ -232,13 +249,15 @@ class UnderflowOverflow:
                 sentence += f"; of the optimizer's state {', '.join(bad)} is not finite either"
             if optimizer is not None:
                 sentence += f"; the learning rate of its group is {_learning_rate(optimizer, weight):.2e}"
-            self._blame(Frame("", "the update", self._tracer.batch, False), measured, sentence)
+            return self._blame(run, "the update", measured, sentence)
+        return None
 
-    def _blame(self, frame: Frame, measured: Magnitude, sentence: str) -> None:
+    def _blame(self, run: Run, kind: str, measured: Magnitude, sentence: str) -> str:
+        assert self._tracer is not None
         read([measured])
-        frame.magnitudes.append(measured)
+        frame = Frame("", kind, self._tracer.batch, magnitudes=[measured])
         self._last.append(frame)
-        raise NonFiniteError(self._show(Fault(frame, measured, sentence), updates=0))
+        return self._show(run, Fault(frame, measured, sentence), updates=0)
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer, weight: Any) -> float:

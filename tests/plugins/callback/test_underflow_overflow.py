@@ -270,7 +270,7 @@ def test_the_norm_overflows(tmp_path: Path) -> None:
     """Finite gradients, whose squares are not."""
     sentence = run(tmp_path, lambda model: setattr(model.bad, "by", 1e25), max_grad_norm=1.0)
     assert (
-        "The norm of the gradients is inf, though this rank's own are finite: their squares overflow, or their sum over "
+        "The norm of the gradients is inf, though each of them is finite: their squares overflow, or their sum over "
         "micro-batches does, update 3, micro-batch 2."
     ) in sentence
 
@@ -445,7 +445,7 @@ def test_an_error_of_the_models_own_comes_after_the_fault(
     )
     with pytest.raises(RuntimeError, match="not with me"):
         made.train()
-    assert "Before this error NaN began in stretch (Stretch): in its output" in caplog.text
+    assert "Before this error: NaN began in stretch (Stretch): in its output" in caplog.text
     assert "here it began" in capsys.readouterr().err
 
 
