@@ -308,3 +308,47 @@ def _(k: Kit) -> None:
 @case("predict/loss-of-one-row")
 def _(k: Kit) -> None:
     k.predict(k.trainer(compute_metrics=accuracy), data(1, seed=5))
+
+
+class Recurrent(Net):
+    """A model with a memory: what it gives as its last output, it is given back as `mems`."""
+
+    def forward(self, x: Any, labels: Any = None, mems: Any = None) -> Any:
+        outputs = super().forward(x if mems is None else x + mems, labels)
+        new = 0.5 * x.detach().mean(0, keepdim=True) + (0 if mems is None else 0.5 * mems)
+        if labels is None:
+            return outputs["logits"], new
+        return outputs["loss"], outputs["logits"], new
+
+
+@case("past-index/training")
+def _(k: Kit) -> None:
+    trainer = k.trainer(
+        Recurrent(), past_index=2, evaluation_strategy="epoch", num_train_epochs=3, watch=False
+    )
+    k.train(trainer)
+
+
+@case("past-index/evaluation-and-prediction")
+def _(k: Kit) -> None:
+    trainer = k.trainer(Recurrent(), past_index=2, watch=False)
+    k.evaluate(trainer)
+    k.evaluate(trainer, "again")
+    k.predict(trainer, data(8, seed=5))
+
+
+@case("past-index/without-labels")
+def _(k: Kit) -> None:
+    k.predict(k.trainer(Recurrent(), past_index=2, watch=False), unlabelled())
+
+
+@case(
+    "past-index/mid-epoch", ours="an evaluation in the midst of an epoch leaves training's memory as it was"
+)
+def _(k: Kit) -> None:
+    plain = k.trainer(Recurrent(), past_index=2, watch=False)
+    plain.train()
+    evaluated = k.trainer(Recurrent(), past_index=2, evaluation_strategy="steps", eval_steps=2, watch=False)
+    evaluated.train()
+    for name, weight in plain.model.state_dict().items():
+        assert (weight == evaluated.model.state_dict()[name]).all(), name

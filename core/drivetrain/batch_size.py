@@ -61,7 +61,7 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
             tried,
             "" if here else " in another process",
             found,
-            f", {trainer.parts} times an update's batch" if trainer.parts > 1 else "",
+            f", {trainer.parts} parts a batch" if trainer.parts > 1 else "",
         )
         beginning.put_back()
 
@@ -152,6 +152,14 @@ def halving_evaluation(trainer: Any, dataset: Any, evaluate: Callable[[], T]) ->
             return evaluate()
         except BatchTooLarge as error:
             rows, fed = error.rows, error.fed
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DrivetrainError(
+                "Out of memory in an evaluation, beside its batches: in gathering what the processes have, or in "
+                "compute_metrics. Keep less by preprocess_logits_for_metrics, or feed the metrics batch by batch with "
+                "batch_eval_metrics=True."
+            ) from error
         give_back()
         tried = trainer._eval_batch_size
         if rows > tried:

@@ -2,12 +2,13 @@
 
 Rows that come to the host are copied into blocks, so that a batch of few rows costs no object of its own. At the end
 the blocks are put together one after another, each given back when its rows have been copied: the peak is what is kept
-and one block more, and every row is copied twice, however many there are.
+and one block more, which is an eighth or 16 MB, and every row is copied twice, however many there are.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,9 @@ from drivetrain.errors import DrivetrainError
 from drivetrain.gathering import common_width, nested_map, nested_numpify
 from drivetrain.memory import is_out_of_memory
 
-_FIRST, _LARGEST = 1 << 16, 1 << 24  # bytes of a block, each twice as large as the one before
+_LEAST, _MOST = 1 << 16, 1 << 24  # bytes of a block
+_OWN = 1 << 19  # bytes that are worth a piece of memory of their own
+_SHARE = 8  # a block is as large as this part of what is kept already: so much more is the peak
 
 
 class Rows:
@@ -33,7 +36,7 @@ class Rows:
         self.padding = padding
         self._blocks: list[np.ndarray[Any, Any]] = []
         self._used = 0  # rows of the last block
-        self._bytes = _FIRST
+        self._least, self._kept = _LEAST, 0
 
     def add(self, rows: np.ndarray[Any, Any]) -> None:
         """Copies some rows."""
@@ -58,9 +61,10 @@ class Rows:
             widths = [block.shape[1] for block in self._blocks[-1:] if block.ndim == rows.ndim]
             tail = (max([tail[0], *widths]), *tail[1:])
         size = max(rows.dtype.itemsize * math.prod(tail), 1)
-        self._blocks.append(np.empty((max(self._bytes // size, len(rows), 1), *tail), rows.dtype))
+        block = min(max(self._kept // _SHARE, self._least), _MOST)
+        self._blocks.append(_memory((max(block // size, len(rows), 1), *tail), rows.dtype))
         self._used = 0
-        self._bytes = min(self._bytes * 2, _LARGEST)
+        self._kept += self._blocks[-1].nbytes
 
     def array(self) -> np.ndarray[Any, Any]:
         """All of them in one array; what was kept is given back.
@@ -82,6 +86,14 @@ class Rows:
             _fill(whole[row : row + len(block)], block, self.padding)
             row += len(block)
         return whole
+
+
+def _memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """An array in memory straight from the system where it is large, to which it goes back at once."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _OWN or dtype.hasobject:
+        return np.empty(shape, dtype)
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
 def _fits(rows: np.ndarray[Any, Any], block: np.ndarray[Any, Any]) -> bool:

@@ -19,7 +19,7 @@ from drivetrain_plugins.launcher.meeting import ranks
 
 _LONGEST = 500  # characters of a reason
 _SENT = 5.0  # seconds for a line to be taken
-_HEARD = 1.0  # how long news may come after the backend's error
+_HEARD = 3.0  # how long news may come after the backend's error
 
 
 class News:

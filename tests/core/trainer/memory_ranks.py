@@ -24,7 +24,7 @@ HARD = resource.getrlimit(resource.RLIMIT_AS)[1]
 
 
 class Wide(Toy):
-    """Takes 4 MB a row in training, or in evaluation; has buffers that DDP brings together."""
+    """Takes 4 MB a row, half of it for a sine, in training, or in evaluation; has buffers that DDP brings together."""
 
     def __init__(self, when: str, dropout: float = 0.2) -> None:
         super().__init__(dropout)
@@ -33,7 +33,7 @@ class Wide(Toy):
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         if self.when == ("train" if self.training else "eval"):
-            x = x + 0 * x.repeat(1, 131_072).sin().mean(1, keepdim=True)
+            x = x + 0 * x.repeat(1, 65_536).sin().mean(1, keepdim=True)
         return super().forward(self.batch_norm(x), labels)
 
 
@@ -94,7 +94,7 @@ def training(folder: Path, rank: int) -> None:
         **{**values, "save_strategy": "steps"},
     )  # fmt: skip
     before = dist.group.WORLD
-    with limited(rank, 300):
+    with limited(rank, 120):
         found.train()
     after = RandomState.capture()
     assert dist.group.WORLD is not before, "a process group of their own"
@@ -148,7 +148,7 @@ def evaluation(folder: Path, rank: int) -> None:
     """One runs out in an evaluation in the midst of training, and in one by itself; training goes on."""
     values: dict[str, Any] = {"evaluation_strategy": "steps", "eval_steps": 2}
     found, _ = made(folder / "c", "eval", per_device_eval_batch_size=64, auto_find_batch_size=True, **values)
-    with limited(rank, 300):
+    with limited(rank, 120):
         found.train()
         size = found._eval_batch_size
         assert size in (8, 16, 32), size
@@ -159,7 +159,7 @@ def evaluation(folder: Path, rank: int) -> None:
     assert history(found) == history(begun)
 
     found._found = None
-    with limited(rank, 300):
+    with limited(rank, 120):
         predicted = found.predict(rows(150, seed=3))
         size = found._eval_batch_size
         assert size in (8, 16, 32), size

@@ -132,29 +132,96 @@ def test_another_error_ends_the_run(tmp_path: Path) -> None:
 
 SCRIPT = """
 import resource, sys
+import numpy as np
 import torch
-from support.toy import Toy, trainer
+from drivetrain.checkpoint import RandomState
+from support.toy import Toy, history, rows, trainer, weights_equal
+
+folder, hard = sys.argv[1], resource.getrlimit(resource.RLIMIT_AS)[1]
 
 
 class Wide(Toy):
+    when = ""
+
     def forward(self, x, labels=None):
-        wide = x.repeat(1, 500_000)  # 16 MB a row
-        x = x + 0 * (wide.sin().mean(1, keepdim=True))
+        if self.when in ("both", "train" if self.training else "eval"):
+            x = x + 0 * x.repeat(1, 65_536).sin().mean(1, keepdim=True)  # 2 MB a row, and 2 for its sine
         return super().forward(x, labels)
 
 
-made = trainer(sys.argv[1], model=Wide(), max_steps=2, per_device_train_batch_size=64, auto_find_batch_size=True)
-made.model(torch.zeros(1, 8))  # what torch maps at its first use is mapped now
-pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-limit = pages + 700 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-made.train()
-print("DONE", made.state.global_step, made._train_batch_size)
+def made(name, when, **values):
+    settings = dict(max_steps=4, logging_steps=1, save_strategy="no", per_device_train_batch_size=2)
+    settings |= dict(per_device_eval_batch_size=2, evaluation_strategy="steps", eval_steps=2)
+    torch.manual_seed(0)
+    model = Wide(0.2)
+    model.when = when
+    return trainer(f"{folder}/{name}", model=model, **{**settings, **values})
+
+
+def limited(work):
+    mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 120 * 2**20, hard))
+    try:
+        return work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+made("first", "").train()  # what torch maps at its first use is mapped now
+
+found = made("a", "train", per_device_train_batch_size=64, auto_find_batch_size=True)
+limited(found.train)
+size = found._train_batch_size
+assert size in (8, 16, 32), size
+plain = made("b", "train", per_device_train_batch_size=size)
+plain.train()
+assert weights_equal(found.model, plain.model) and history(found) == history(plain)
+
+found = made("c", "eval", per_device_eval_batch_size=64, auto_find_batch_size=True)
+limited(found.train)
+size = found._eval_batch_size
+assert size in (8, 16, 32), size
+assert found._train_batch_size == 2
+random = RandomState.capture()
+plain = made("d", "eval", per_device_eval_batch_size=size)
+plain.train()
+assert weights_equal(found.model, plain.model) and history(found) == history(plain)
+assert torch.equal(random.torch_cpu, RandomState.capture().torch_cpu)
+
+for name in ("evaluate", "predict"):
+    one = made("e", "eval", per_device_eval_batch_size=64, auto_find_batch_size=True)
+    data = rows(150, seed=3)
+    torch.manual_seed(1)
+    got = limited(lambda: getattr(one, name)(data))
+    random, size = RandomState.capture(), one._eval_batch_size
+    assert size in (8, 16, 32), size
+    other = made("f", "eval", per_device_eval_batch_size=size)
+    torch.manual_seed(1)
+    wanted = getattr(other, name)(data)
+    assert torch.equal(random.torch_cpu, RandomState.capture().torch_cpu)
+    if name == "predict":
+        assert np.array_equal(got.predictions, wanted.predictions)
+        assert got.metrics["test_loss"] == wanted.metrics["test_loss"]
+    else:
+        assert got["eval_loss"] == wanted["eval_loss"]
+
+kept = made("g", "train", per_device_train_batch_size=64, auto_find_batch_size=True, keep_effective_batch_size=True)
+kept.model.dropout.p = 0.0
+limited(kept.train)
+assert kept._train_batch_size == 64 and kept.parts in (2, 4, 8), kept.parts
+whole = made("h", "", per_device_train_batch_size=64)
+whole.model.dropout.p = 0.0
+whole.train()
+for name, weight in whole.model.state_dict().items():
+    torch.testing.assert_close(kept.model.state_dict()[name], weight, rtol=2e-5, atol=2e-5)
+print("DONE")
 """
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know how much is mapped")
 def test_a_process_that_has_too_little_memory(tmp_path: Path) -> None:
+    """In training, in an evaluation in its midst, in one by itself, and with the update's rows kept."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -164,9 +231,10 @@ def test_a_process_that_has_too_little_memory(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=380,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    words = done.stdout.splitlines()[-1].split()
-    assert words[:2] == ["DONE", "2"]
-    assert int(words[2]) < 64
+    assert done.stdout.splitlines()[-1] == "DONE"
     assert "Out of memory with 64 rows a device: starting again with 32." in done.stderr
+    assert "Out of memory with 64 rows a device in an evaluation: starting it again with 32." in done.stderr
+    assert "starting again with 32, 2 parts a batch." in done.stderr

@@ -15,15 +15,15 @@ from drivetrain.errors import DrivetrainError
 
 
 class Greedy(Toy):
-    """Asks torch's allocator for more than any machine has, for batches above a size, from its third one on."""
+    """Asks torch's allocator for more than any machine has, for batches above a size, after some that fitted."""
 
-    def __init__(self, rows: int = 4, dropout: float = 0.2) -> None:
+    def __init__(self, rows: int = 4, dropout: float = 0.2, after: int = 2) -> None:
         super().__init__(dropout)
-        self.rows, self.seen = rows, 0
+        self.rows, self.after, self.seen = rows, after, 0
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         self.seen += self.training
-        if self.training and len(x) > self.rows and self.seen > 2:
+        if self.training and len(x) > self.rows and self.seen > self.after:
             torch.empty(2**46)
         return super().forward(x, labels)
 
@@ -143,11 +143,14 @@ def test_checkpoints_of_the_attempt_are_gone(
     values |= {"evaluation_strategy": "steps", "eval_steps": 0.5, "load_best_model_at_end": True}
     first = begun(tmp_path / "a", max_steps=1, save_steps=1, num_train_epochs=1, save_strategy="steps")
     assert first.state.global_step == 1
-    found = run(tmp_path / "a", **values, model=Greedy())
+    torch.manual_seed(0)
+    found = run(tmp_path / "a", **values, model=Greedy(after=5))
+    assert "checkpoints, of other batches than the run's, are removed: checkpoint-4." in caplog.text
     # 7 updates of 16 rows, 13 of 8, 26 of 4: half of them are 4, 7 and 13.
     assert [step for step, _ in checkpoints(str(tmp_path / "a"))] == [1, 13, 26]
     assert (found.state.save_steps, found.state.eval_steps, found.state.max_steps) == (13, 13, 26)
-    same(found, begun(tmp_path / "b", **values))
+    torch.manual_seed(0)
+    same(found, begun(tmp_path / "b", **values, model=Greedy()))
 
 
 def test_a_resume_goes_on_with_what_was_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -164,7 +167,7 @@ def test_a_resume_goes_on_with_what_was_found(tmp_path: Path, caplog: pytest.Log
     other = trainer(
         tmp_path / "a", model=Toy(0.2), per_device_train_batch_size=8, auto_find_batch_size=True, **values
     )
-    other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-30"))
+    other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-10"))
     assert other._train_batch_size == 8
 
 
