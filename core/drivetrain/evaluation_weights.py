@@ -1,9 +1,9 @@
 """Optimizers that train other weights than those that are evaluated and saved (schedule-free ones, for instance).
 
-Such an optimizer has two methods beside `step`: `train()` puts the weights that it trains into the parameters, and
-`eval()` those that it was all for. An evaluation, a saved model and the model that training leaves behind have the
-latter. Where training goes on afterwards, it goes on with the very weights that it had: what `train()` computes anew is
-off by a rounding, so they are set aside in the optimizer's state meanwhile, and a checkpoint holds both.
+Such an optimizer has two methods beside `step`: `train` puts the weights that it trains into the parameters, and `eval`
+those that it was all for. An evaluation, a saved model and the model that training leaves behind have the latter. Where
+training goes on afterwards, it goes on with the very weights that it had: what `train` computes anew is off by a
+rounding, so they are set aside in the optimizer's state meanwhile, and a checkpoint holds both.
 """
 
 from __future__ import annotations
