@@ -149,19 +149,25 @@ class SignSGD(WholeParameters):
         return kept >= 0 if self.run.state.global_step % 2 else kept > 0
 
     def size_of(self, kept: Tensor, gradient: Tensor | None) -> Tensor:
-        """What a sign stands for: the mean size of what is kept; in a vote, the process's share of the rows."""
+        """What a sign stands for: the mean size of what is kept; in a vote, the process's share of the rows.
+
+        Not a number where the gradient is none: a sign would hide that.
+        """
         if self.options.error_feedback:
             return kept.abs().mean()
-        return kept.new_tensor(self.rows if gradient is not None else 0.0)
+        return kept.sum() * 0 + (self.rows if gradient is not None else 0.0)
 
     def decode(self, name: str, signs: Tensor, sizes: Tensor) -> Tensor:
         """The mean of what all have sent, of which this process keeps its own no longer; or how the vote ends."""
         kept = self.kept[name]
         sent = [unpack(packed, kept.shape) * size for packed, size in zip(signs, sizes, strict=True)]
-        if not self.options.error_feedback:
-            return sum(sent, torch.zeros_like(kept)).sign()
-        kept -= sent[self.run.processes.rank]
-        return sum(sent, torch.zeros_like(kept)) / len(sent)
+        if self.options.error_feedback:
+            kept -= sent[self.run.processes.rank]
+        kept.nan_to_num_(0.0, 0.0, 0.0)  # the update may be skipped, and then nothing of it is left
+        total = sum(sent, torch.zeros_like(kept))
+        if self.options.error_feedback:
+            return total / len(sent)
+        return torch.where(total.isnan(), total, total.sign())
 
     def collect(self, tensors: Any) -> Any:
         """All ranks' tensors, one after another along dimension 0."""

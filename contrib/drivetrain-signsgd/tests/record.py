@@ -70,7 +70,9 @@ class Begun:
 
 def main(out: Path, plan: dict[str, dict[str, Any]]) -> None:
     for name, settings in plan.items():
-        resume = settings.pop("resume", None)
+        resume, data = settings.pop("resume", None), rows()
+        if settings.pop("spoilt", False):
+            data[7]["labels"] = torch.tensor([float("nan")])
         given = {
             "strategy": "signsgd",
             "per_device_train_batch_size": ROWS_A_PROCESS,
@@ -79,7 +81,7 @@ def main(out: Path, plan: dict[str, dict[str, Any]]) -> None:
         }
         arguments = TrainingArguments(str(out / name), report_to="none", disable_tqdm=True, **given)
         begun = Begun()
-        trainer = Recorded(Model(), arguments, train_dataset=rows(), plugins=[begun])
+        trainer = Recorded(Model(), arguments, train_dataset=data, plugins=[begun])
         trainer.recorded = []
         trainer.train(resume_from_checkpoint=str(out / resume) if resume else None)
         made = {

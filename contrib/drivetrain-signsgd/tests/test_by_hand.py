@@ -45,6 +45,13 @@ PLAN: dict[str, dict[str, Any]] = {
 }
 
 
+AGAIN = {"again": {**PLAN["accumulated"], "resume": "accumulated/checkpoint-1"}}
+SPOILT = {
+    "spoilt": {**PLAN["feedback"], "spoilt": True, "on_nan_loss": "skip", "num_train_epochs": 2},
+    "spoilt_vote": {**PLAN["vote"], "spoilt": True, "on_nan_loss": "skip", "num_train_epochs": 2},
+}
+
+
 def launch(out: Path, plan: dict[str, dict[str, Any]], processes: int) -> list[dict[str, dict[str, Any]]]:
     """Runs `record.py`; what each rank wrote, by the plan's names."""
     command = [
@@ -88,18 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, dict[str, Any]]]:
-    return launch(folder, PLAN, WORLD)
-
-
-@pytest.fixture(scope="module")
-def resumed(folder: Path, ranks: Any) -> dict[str, list[dict[str, Any]]]:
-    """The run `accumulated` gone on from the end of its first epoch, with two micro-batches of four done."""
-    going_on = {**PLAN["accumulated"], "resume": "accumulated/checkpoint-1", "num_train_epochs": EPOCHS}
-    more = {**going_on, "per_device_train_batch_size": ROWS_A_PROCESS // 2, "max_steps": 2}
-    return {
-        "same": [made["again"] for made in launch(folder, {"again": going_on}, WORLD)],
-        "more": [made["more"] for made in launch(folder, {"more": more}, 2 * WORLD)],
-    }
+    return launch(folder, {**PLAN, **AGAIN, **SPOILT}, WORLD)
 
 
 def micro_batches(
@@ -218,18 +214,36 @@ def test_one_bit_an_element_is_sent(ranks: list[dict[str, dict[str, Any]]]) -> N
     assert ranks[0]["feedback"]["sent"] * 1e6 == pytest.approx(updates * (bits + 8 * len(parameters)))
 
 
-def test_a_resume_goes_on_exactly(ranks: Any, resumed: Any) -> None:
+def test_a_resume_goes_on_exactly(ranks: list[dict[str, dict[str, Any]]]) -> None:
     """From the midst of an accumulation: what each process had kept, and its own gradients, are its own again."""
     for rank in range(WORLD):
-        whole, again = ranks[rank]["accumulated"], resumed["same"][rank]
+        whole, again = ranks[rank]["accumulated"], ranks[rank]["again"]
         assert largest(again["weights"], whole["weights"]) == 0
         assert len(again["gradients"]) == len(whole["gradients"]) - 1
-    assert largest(resumed["same"][0]["kept"], resumed["same"][1]["kept"]) > 0  # they are not the same
+    assert largest(ranks[0]["again"]["kept"], ranks[1]["again"]["kept"]) > 0  # they are not the same
 
 
-def test_another_number_of_processes_takes_the_mean_of_what_was_kept(ranks: Any, resumed: Any) -> None:
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_is_no_number_is_seen_and_leaves_nothing(
+    ranks: list[dict[str, dict[str, Any]]], name: str
+) -> None:
+    """On all processes the gradient is none, so that all can skip the update, and train on from what they had kept."""
+    spoilt = [
+        sum(
+            any(bool(g.isnan().any()) for g in of_update.values()) for of_update in of_rank[name]["gradients"]
+        )
+        for of_rank in ranks
+    ]
+    assert spoilt == [2, 2]  # the row comes once an epoch, to one of them
+    for of_rank in ranks:
+        assert all(bool(value.isfinite().all()) for value in of_rank[name]["weights"].values())
+    assert largest(ranks[0][name]["weights"], ranks[1][name]["weights"]) == 0
+
+
+def test_another_number_of_processes_takes_the_mean_of_what_was_kept(folder: Path, ranks: Any) -> None:
+    more = {**AGAIN["again"], "per_device_train_batch_size": ROWS_A_PROCESS // 2, "max_steps": 2}
     _, _, history = by_hand(ranks, "accumulated")
     first, second = history[0]
     mean = {name: (first[name] + second[name]) / WORLD for name in first}
-    for of_rank in resumed["more"]:
-        assert largest(of_rank["kept"], mean) == 0
+    for of_rank in launch(folder, {"more": more}, 2 * WORLD):
+        assert largest(of_rank["more"]["kept"], mean) == 0

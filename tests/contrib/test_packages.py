@@ -1,0 +1,95 @@
+"""Strangers' strategies: installed by pip, found by their entry points, and run."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from support.installed import PACKAGES, ROOT, Site
+
+CONTRIB = ROOT / "contrib"
+PUBLIC = {"drivetrain", "drivetrain.testing"}
+OTHERS = {"torch", "pytest", "safetensors"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or ".")
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_it_imports_the_public_package_alone(package: str) -> None:
+    own = package.replace("-", "_")
+    files = list((CONTRIB / package).rglob("*.py"))
+    assert {path.parent.name for path in files} >= {own, "tests"}
+    for path in files:
+        beside = {other.stem for other in path.parent.glob("*.py")}
+        for module in imported(path) - PUBLIC - beside - {"__future__"}:
+            top = module.partition(".")[0]
+            assert top in OTHERS | {own} | set(sys.stdlib_module_names), f"{path.name} imports {module}"
+
+
+def test_they_are_listed_and_shown(site: Site) -> None:
+    listed = site.run("drivetrain", "plugins", "list").splitlines()
+    for package in PACKAGES:
+        name = package.removeprefix("drivetrain-")
+        assert ["strategy", name, package, "0.1.0", "ready"] in [line.split() for line in listed]
+    shown = site.run("drivetrain", "plugins", "show", "signsgd")
+    for line in (
+        "from       drivetrain-signsgd 0.1.0",
+        "hooks      make_strategy, on_train_end, save_state, load_state",
+        "error_feedback  bool   True     what the signs leave of a gradient is kept",
+        "not with   precision:fp16",
+    ):
+        assert line in shown
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small task for the command line."""
+    return Path(
+        shutil.copytree(CONTRIB / "drivetrain-average" / "example", tmp_path_factory.mktemp("task") / "waves")
+    )
+
+
+def test_the_command_line_trains_under_one(site: Site, task: Path) -> None:
+    printed = site.run(
+        "drivetrain", "train", "waves.toml", "--strategy", "signsgd", "--nproc", "2", "--use-cpu",
+        "--num-train-epochs", "2", "--log-level", "info", folder=task,
+    )  # fmt: skip
+    assert "strategy   signsgd  (strategy='signsgd')" in printed
+    # 52 updates of 643 parameters: 82 bytes of signs, and 8 for each of four tensors.
+    assert "Each process sent 0.006 MB of 0.134 MB of gradients." in printed
+    assert (task / "runs" / "waves" / "model.safetensors").exists()
+
+
+def test_a_wrong_option_is_named(site: Site, task: Path) -> None:
+    command = ("drivetrain", "train", "waves.toml", "--nproc", "2", "--use-cpu", "--output-dir", "runs/none")
+    wrong = site.run(*command, "--strategy", "localsgd", "--plugins.localsgd.evry", "3", folder=task, code=2)
+    assert "the strategy 'localsgd' has no option 'evry'. Did you mean 'every'?" in wrong
+    assert not (task / "runs" / "none").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["drivetrain-localsgd", "drivetrain-signsgd"])
+def test_it_is_the_algorithm_by_hand(site: Site, package: str) -> None:
+    """The package's own tests, but for the contract and what takes more processes."""
+    quick = ("--ignore", f"contrib/{package}/tests/test_contract.py", "-k", "not another_number_of_processes")
+    assert " passed" in site.run("pytest", "-q", "-p", "no:cacheprovider", f"contrib/{package}", *quick)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_it_keeps_the_contract(site: Site, package: str) -> None:
+    """All of the package's own tests."""
+    assert " passed" in site.run("pytest", "-q", "-p", "no:cacheprovider", f"contrib/{package}", timeout=1400)
