@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         ROOT / "README.md",
-        ROOT / "contrib" / "drivetrain-localsgd" / "README.md",
+        *(ROOT / "contrib").glob("*/README.md"),
         *(ROOT / "docs").rglob("*.md"),
     ]
 )
