@@ -61,6 +61,12 @@ def is_element_wise(cls: Callable[..., Any], kwargs: Mapping[str, Any], groups: 
     return True
 
 
+def spoken(cls: Any) -> str:
+    """The optimizer's class as an error names it: with its package where that is neither torch nor drivetrain."""
+    name, package = str(getattr(cls, "__name__", cls)), str(getattr(cls, "__module__", "")).partition(".")[0]
+    return name if package in ("", "torch", "drivetrain", "drivetrain_plugins") else f"{package}.{name}"
+
+
 def _tried(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options for a trial."""
     options = {key: value for key, value in given.items() if key not in ("params", "initial_lr")}

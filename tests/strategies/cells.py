@@ -94,9 +94,9 @@ def refusals(cell: Row) -> list[tuple[str, ...]]:
     if optimizer in ("adafactor", "muon") and not whole:
         found.append((optimizer, strategy, "use optim='adamw_torch'"))
     if optimizer == "adamw_bnb_8bit" and not whole:
-        named = optimizer if configuration.strategy == "fsdp" else "AdamW8bit"
+        named = optimizer if configuration.strategy == "fsdp" else "bitsandbytes.AdamW"
         found.append((named, strategy, "optim='adamw_torch'"))
-    if optimizer == "schedule_free_adamw" and configuration.name in ("zero1", "zero2", "zero3"):
+    if optimizer == "schedule_free_adamw" and configuration.name in ("zero1", "zero2", "zero3", "oss"):
         found.append(("AdamWScheduleFree", strategy, "use strategy='ddp'"))
     return found
 

@@ -26,7 +26,7 @@ OPTIMIZERS = {
     "rmsprop": "RMSprop",
     "lion": "Lion",
     "schedule_free_adamw": "AdamWScheduleFree",
-    "adamw_bnb_8bit": "AdamW8bit",
+    "adamw_bnb_8bit": "AdamW",
     "handed in": "NAdam",
 }
 """The class that each is, inside whatever an engine wraps it in."""

@@ -142,6 +142,18 @@ def test_a_missing_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_number_of_processes_that_does_not_fit(tmp_path: Path) -> None:
+    """Three processes cannot be dealt out in groups of two."""
+    settings = {"fsdp": "hybrid_shard", "plugins": {"fsdp": {"shard_size": 2}}}
+    for each in train(tmp_path, 3, per_device_train_batch_size=2, **settings):
+        assert each.code == 1, each.err
+        assert each.sentence == (
+            "drivetrain.errors.ConfigurationError: fsdp='hybrid_shard' cannot deal 3 processes out in groups of 2: set "
+            "shard_size in plugins={'fsdp': {...}} to one of 1, 3."
+        )
+
+
+@pytest.mark.slow
 def test_more_processes_than_rows_of_a_batch_is_fine(tmp_path: Path) -> None:
     ended = train(tmp_path, 3, per_device_train_batch_size=1, max_steps=2)
     assert [each.code for each in ended] == [0, 0, 0], [each.err for each in ended]

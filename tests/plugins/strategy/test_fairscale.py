@@ -61,6 +61,7 @@ WRONG: dict[str, dict[str, Any]] = {
         **options(reduce_buffer_size=0),
     },
     "cannot_be_rebuilt": {"model": "rich", "finished": "secretive"},
+    "schedule_free": {**PLAIN, "optim": "schedule_free_adamw"},
 }
 
 
@@ -173,6 +174,11 @@ def test_one_process_goes_on(two: dict[str, Any], folder: Path) -> None:
             "cannot_be_rebuilt",
             "ConfigurationError: Strategy 'fairscale' must build the optimizer anew over its shards, and a finished "
             "Secretive does not tell its 'secret': hand in the class by optim",
+        ),
+        (
+            "schedule_free",
+            "ConfigurationError: The optimizer schedulefree.AdamWScheduleFree keeps other weights for evaluation, which "
+            "strategy 'fairscale' with sharded_ddp='simple' cannot swap: use strategy='ddp', or strategy='fsdp'.",
         ),
         ("other_optimizer", "CheckpointError: The checkpoint was written by another optimizer than "),
     ],

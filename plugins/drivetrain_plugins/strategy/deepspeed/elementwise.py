@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from drivetrain.element_wise import is_element_wise
+from drivetrain.element_wise import is_element_wise, spoken
 from drivetrain.errors import ConfigurationError
 from drivetrain.evaluation_weights import trains_others
 from drivetrain.slots import OptimizerFactory
@@ -32,7 +32,7 @@ def check_element_wise(factory: OptimizerFactory, groups: Sequence[dict[str, Any
     cls: Any = factory.cls if finished is None else type(finished)
     if trains_others(cls):
         raise ConfigurationError(
-            f"The optimizer {_name(factory)} keeps other weights for evaluation, which strategy 'deepspeed' with "
+            f"The optimizer {spoken(cls)} keeps other weights for evaluation, which strategy 'deepspeed' with "
             f"ZeRO stage {stage} cannot swap: use strategy='ddp', or zero_optimization.stage 0."
         )
     # Of parameters that are spread over processes already, the shapes that they have whole.
@@ -42,11 +42,6 @@ def check_element_wise(factory: OptimizerFactory, groups: Sequence[dict[str, Any
     ]
     if not is_element_wise(cls, factory.kwargs if finished is None else {}, whole):
         raise ConfigurationError(
-            f"The optimizer {_name(factory)} does not work element by element, but strategy 'deepspeed' with ZeRO "
+            f"The optimizer {spoken(cls)} does not work element by element, but strategy 'deepspeed' with ZeRO "
             f"stage {stage} gives it flat parts of parameters: use optim='adamw_torch', or strategy='ddp'."
         )
-
-
-def _name(factory: OptimizerFactory) -> str:
-    cls = factory.cls if factory.finished is None else type(factory.finished)
-    return str(getattr(cls, "__name__", cls))

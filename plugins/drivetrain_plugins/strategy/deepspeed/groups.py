@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from drivetrain.evaluation_weights import trains_others
 from drivetrain.slots import OptimizerFactory
 
 
@@ -35,6 +36,8 @@ class EngineOptimizer(torch.optim.Optimizer):
         self.kept: tuple[Any, list[dict[str, Any]]] | None = None
         super().__setstate__({"defaults": dict(inner.defaults), "param_groups": groups})
         self._opt_called = True  # what torch's schedulers ask for before their first step
+        if trains_others(inner):  # under stage 0 alone, where its parameters are the model's own
+            self.train, self.eval = inner.train, inner.eval
 
     @property
     def state(self) -> Any:  # type: ignore[override]

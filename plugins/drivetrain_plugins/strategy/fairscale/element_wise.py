@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from drivetrain.element_wise import is_element_wise
+from drivetrain.element_wise import is_element_wise, spoken
 from drivetrain.errors import ConfigurationError
 from drivetrain.slots import Group
 
@@ -23,6 +23,6 @@ def check_element_wise(
     if not is_element_wise(cls, kwargs, groups):
         raise ConfigurationError(
             f"Strategy 'fairscale' spreads flat parts of parameters under zero_dp_2 and zero_dp_3, and the "
-            f"optimizer {getattr(cls, '__name__', cls)} does not update element by element: choose "
+            f"optimizer {spoken(cls)} does not update element by element: choose "
             "optim='adamw_torch', or sharded_ddp='simple'."
         )

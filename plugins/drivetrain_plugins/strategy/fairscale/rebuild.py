@@ -10,7 +10,9 @@ import torch
 from fairscale.optim import OSS
 from torch import Tensor
 
+from drivetrain.element_wise import spoken
 from drivetrain.errors import ConfigurationError
+from drivetrain.evaluation_weights import trains_others
 from drivetrain.slots import Group, Model, OptimizerFactory
 
 OWN_OPTIONS = "_drivetrain_own_options"
@@ -28,8 +30,15 @@ def build_oss(factory: OptimizerFactory, model: Model) -> Any:
     goes on ruling them) and the state of the parameters that this rank owns.
 
     Raises:
-        ConfigurationError: the finished optimizer cannot be built again, or its parameters have several dtypes.
+        ConfigurationError: the finished optimizer cannot be built again, its parameters have several dtypes, or it
+            keeps other weights for evaluation.
     """
+    cls: Any = factory.cls if factory.finished is None else type(factory.finished)
+    if trains_others(cls):
+        raise ConfigurationError(
+            f"The optimizer {spoken(cls)} keeps other weights for evaluation, which strategy 'fairscale' with "
+            "sharded_ddp='simple' cannot swap: use strategy='ddp', or strategy='fsdp'."
+        )
     own: list[set[str]] | None = None
     if factory.finished is None:
         cls, kwargs = factory.cls, dict(factory.kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from drivetrain.element_wise import is_element_wise
+from drivetrain.element_wise import is_element_wise, spoken
 from drivetrain.errors import ConfigurationError
 from drivetrain.slots import Group
 
@@ -18,6 +18,6 @@ def check(cls: Callable[..., Any], kwargs: Mapping[str, Any], groups: Sequence[G
     """
     if not is_element_wise(cls, kwargs, groups):
         raise ConfigurationError(
-            f"Optimizer {getattr(cls, '__name__', cls)} does not work element by element, and strategy 'fsdp' gives "
+            f"Optimizer {spoken(cls)} does not work element by element, and strategy 'fsdp' gives "
             "each process a part of each parameter: use optim='adamw_torch', or strategy='ddp'."
         )
