@@ -96,6 +96,19 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def ipex(session: nox.Session) -> None:
+    """Intel's extension, which needs torch 2.8, an older one than drivetrain claims: it is installed without a check.
+
+    torch 2.8 for Linux comes from the usual index with its CUDA libraries alone, 6 GB of them.
+    """
+    own = [line for line in PROJECT["project"]["dependencies"] if not line.startswith("torch")]
+    session.install("torch==2.8.0", "intel-extension-for-pytorch==2.8.0", "numpy<2.4", "ruamel.yaml")
+    session.install("numpy<2.4", "pytest", "pytest-timeout", *own)
+    session.install("--no-deps", "-e", str(HERE))
+    session.run("pytest", "tests/plugins/transform/test_ipex.py", *(session.posargs or ("-q",)), env=QUIET)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style and form."""
     session.install(*group("lint"), *CONSTRAINED)

@@ -72,7 +72,9 @@ def test_training_is_not_traced_and_each_evaluation_has_the_weights_of_its_time(
     made = trainer(tmp_path / "traced", jit_mode_eval=True, **common)
     made.train()
     assert traces == ["trace", "call", "call"] * 3
-    seen = [[row.get("loss", row.get("eval_loss", 0.0)) for row in t.state.log_history] for t in (made, plain)]
+    seen = [
+        [row.get("loss", row.get("eval_loss", 0.0)) for row in t.state.log_history] for t in (made, plain)
+    ]
     assert seen[0] == pytest.approx(seen[1], rel=1e-6)
     assert weights_equal(made.model, plain.model)
     assert made.model._compiled_call_impl is None
