@@ -73,7 +73,7 @@ BASE: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
     "use_cpu": True,
-    "ddp_timeout": 60,
+    "ddp_timeout": 120,
     "log_level": "error",
 }
 

@@ -42,7 +42,7 @@ BREAKING: Row = {
 """The settings of the run in which a rank fails."""
 
 LATE = 30.0
-"""Seconds after which the others must have failed as well; `ddp_timeout` is twice as long."""
+"""Seconds after which the others must have failed as well; `ddp_timeout` is four times as long."""
 
 
 @dataclass

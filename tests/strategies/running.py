@@ -394,6 +394,9 @@ def main() -> int:
     parser.add_argument("--soak", action="store_true", help="every checkpoint under every strategy")
     parser.add_argument("--only", help="names of strategies, with commas; single is always there")
     parser.add_argument("--keep", type=Path, help="folder for the runs; a temporary one by default")
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, help="seconds until a launch counts as hung"
+    )
     parser.add_argument("--width", type=int, help="columns to print in")
     chosen = parser.parse_args()
     console = Console(width=chosen.width)
@@ -407,7 +410,9 @@ def main() -> int:
         shutil.rmtree(chosen.keep, ignore_errors=True)
         chosen.keep.mkdir(parents=True)
     out = chosen.keep or Path(tempfile.mkdtemp(prefix="strategies-"))
-    harness, combined = Harness(out.resolve(), console), Combinations(out.resolve() / "combinations", console)
+    out = out.resolve()
+    harness = Harness(out, console, patience=chosen.patience)
+    combined = Combinations(out / "combinations", console, chosen.patience)
     begun, grids = time.monotonic(), []
     parts = (chosen.part,) if chosen.part else PARTS if not chosen.soak else PARTS[:1]
     try:
