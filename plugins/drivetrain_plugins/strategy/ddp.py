@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from drivetrain.collecting import collect
+from drivetrain.collecting import average, collect
 from drivetrain.errors import ConfigurationError
 from drivetrain.plugin import hookimpl
 from drivetrain.slots import Model, TrainState, Update
@@ -152,20 +152,8 @@ class DDPStrategy(WholeParameters):
     def state_out(self, weights_only: bool = False) -> TrainState:
         """The canonical state; the gradients of an unfinished accumulation are averaged over the ranks."""
         state = super().state_out(weights_only)
-        if weights_only:
-            return state
-        # Ranks may have used different parameters.
-        named = list(self.model.named_parameters())
-        here = torch.tensor(
-            [name in state.gradients for name, _ in named], dtype=torch.uint8, device=self.run.device
-        )
-        dist.all_reduce(here, op=dist.ReduceOp.MAX)
-        for (name, parameter), anywhere in zip(named, here.tolist(), strict=True):
-            if anywhere:
-                gradient = state.gradients.get(name)
-                averaged = gradient.clone() if gradient is not None else torch.zeros_like(parameter)
-                dist.all_reduce(averaged)
-                state.gradients[name] = averaged / dist.get_world_size()
+        if not weights_only:
+            state.gradients = average(state.gradients, self.run.device)
         return state
 
     def close(self) -> Model:
