@@ -54,9 +54,9 @@ class Counts(TrainerCallback):
 
 
 @contextlib.contextmanager
-def limited(rank: int, megabytes: int) -> Iterator[None]:
-    """Within it the second process may map no more than this beyond what it has mapped."""
-    if rank == 1:
+def limited(rank: int, megabytes: int, who: int = 1) -> Iterator[None]:
+    """Within it one process may map no more than this beyond what it has mapped."""
+    if rank == who:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + megabytes * 2**20, HARD))
     try:
@@ -106,6 +106,58 @@ def training(folder: Path, rank: int) -> None:
     assert history(found) == history(begun)
     assert counted.steps == reference.steps == 4
     assert same_random_states(after, RandomState.capture())
+
+    # A resume begins with what was found.
+    again, _ = made(
+        folder / "a", "train", per_device_train_batch_size=64, auto_find_batch_size=True, save_steps=1,
+        **{**values, "save_strategy": "steps"},
+    )  # fmt: skip
+    before = dist.group.WORLD
+    again.train(resume_from_checkpoint=str(folder / "a" / "checkpoint-2"))
+    assert dist.group.WORLD is before
+    assert again._train_batch_size == size
+    assert weights_equal(found.model, again.model)
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(rows(301))
+
+
+def parts(folder: Path, rank: int) -> None:
+    """The first runs out, on iterable data, and the rows of an update stay; a metric is fed batch by batch."""
+    values: dict[str, Any] = {
+        "per_device_train_batch_size": 64,
+        "evaluation_strategy": "steps",
+        "eval_steps": 2,
+        "data": Stream(),
+    }
+
+    def model() -> Wide:
+        torch.manual_seed(0)
+        made = Wide("train", dropout=0.0)
+        made.batch_norm = torch.nn.Identity()  # it would see the parts
+        return made
+
+    fed: list[tuple[int, bool]] = []
+
+    def count(prediction: Any, compute_result: bool) -> dict[str, float]:
+        fed.append((len(prediction.label_ids), compute_result))
+        return {"rows": sum(rows for rows, _ in fed)}
+
+    found, _ = made(
+        folder / "p", "", model=model(), auto_find_batch_size=True, keep_effective_batch_size=True,
+        compute_metrics=count, batch_eval_metrics=True, **values,
+    )  # fmt: skip
+    with limited(rank, 120, who=0):
+        found.train()
+    assert found.parts in (2, 4, 8), found.parts
+    assert found._train_batch_size == 64
+    assert sum(rows for rows, _ in fed) == 301 * sum(last for _, last in fed)
+    whole, _ = made(folder / "q", "", model=model(), **values)
+    whole.train()
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], weight, rtol=2e-5, atol=2e-5)
 
 
 def late(folder: Path, rank: int) -> None:
@@ -182,7 +234,7 @@ def refused(folder: Path, rank: int) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     made(folder / "first", "never")[0].train()  # what torch maps at its first use is mapped now
-    for scenario in (training, late, one_row, evaluation, refused):
+    for scenario in (training, parts, late, one_row, evaluation, refused):
         scenario(folder, dist.get_rank())
         print(f"{scenario.__name__}: fine on rank {current(None).rank}", flush=True)
 

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("memory_ranks.py")
 def test_all_agree_on_what_fits_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # a thread's own arena maps 64 MB that it does not use
     said = torchrun(SCRIPT, str(tmp_path), timeout=540)
-    for scenario in ("training", "late", "one_row", "evaluation", "refused"):
+    for scenario in ("training", "parts", "late", "one_row", "evaluation", "refused"):
         for rank in range(2):
             assert f"{scenario}: fine on rank {rank}" in said, said[-3000:]
     assert "Out of memory with 64 rows a device: starting again with 32." in said  # by the one
