@@ -157,7 +157,10 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def strategies(session: nox.Session) -> None:
-    """Every strategy's real engine against one process, and checkpoints from each to each: `-- --out FILE`."""
+    """Every strategy's real engine against one process, checkpoints from each to each, and what goes with what.
+
+    `-- --out docs/strategies/table.md --combinations docs/strategies/combinations.md` writes the tables.
+    """
     install(session, *group("test"))
     session.run("python", "tests/strategies/running.py", *session.posargs, env=QUIET)
 

@@ -90,6 +90,10 @@ def run_cell(scenario: Scenario, folder: Path, report: dict[str, Any]) -> None:
     report["rates"] = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
     report["cpu"] = time.process_time() - begun
     report["graphs"] = int(counters["aot_autograd"]["ok"])
+    report["left"] = sum(
+        module._compiled_call_impl is not None or "forward" in vars(module)
+        for module in trainer.model.modules()
+    )
     weights = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
     report["digest"] = [float(tensor.double().sum()) for tensor in weights.values()]
     if os.environ.get("RANK", "0") == "0":

@@ -196,6 +196,7 @@ def untrue(row: Row, outcome: Outcome) -> list[str]:
             "engine": configuration.engine,
             "precision": row["precision"],
             "optimizer": OPTIMIZERS[row["optimizer"]],
+            "left": 0,  # in the model that comes back
             "recomputed": 2 if row["checkpointing"] == "on" else 0,
         }
         for key, value in expected.items():
