@@ -14,20 +14,16 @@ import shutil
 import sys
 from collections.abc import Callable
 
-import torch
+from support.saves import new_and_rotate, replace, save
 
 from drivetrain.checkpoint import (
-    CheckpointContents,
     checkpoints,
     last_checkpoint,
     load_checkpoint,
-    rotate,
-    save_checkpoint,
     sweep,
     validate,
 )
 from drivetrain.errors import CheckpointError
-from drivetrain.slots import TrainState
 from durability.faults import Call, Control
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
@@ -42,27 +38,6 @@ class Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
-
-
-def save(output: str, step: int, mark: float) -> None:
-    state = TrainState(
-        {"weight": torch.full((2000,), mark), "other": torch.full((3,), mark)},
-        {"weight": {"exp_avg": torch.full((2000,), mark), "step": torch.tensor(float(step))}},
-        [{"lr": 0.1, "params": ["weight", "other"]}],
-    )
-    contents = CheckpointContents(
-        state, {"last_epoch": step}, trainer_state={"global_step": step}, extra={"mark": mark}
-    )
-    save_checkpoint(os.path.join(output, f"checkpoint-{step}"), contents)
-
-
-def new_and_rotate(output: str) -> None:
-    save(output, 3, 3.0)
-    rotate(output, 2, best=os.path.join(output, "checkpoint-1"), latest=os.path.join(output, "checkpoint-3"))
-
-
-def replace(output: str) -> None:
-    save(output, 2, 20.0)
 
 
 def mark_of(output: str, step: int) -> float | None:

@@ -15,44 +15,20 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import torch
+from support.saves import new_and_rotate, replace, save
 
 import drivetrain.checkpoint as checkpoint
 from drivetrain.checkpoint import (
-    CheckpointContents,
     checkpoints,
     last_checkpoint,
     load_checkpoint,
     rotate,
-    save_checkpoint,
     sweep,
     validate,
 )
-from drivetrain.slots import TrainState
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
 PACKAGE = os.path.dirname(checkpoint.__file__)
-
-
-def save(output: str, step: int, mark: float, size: int = 2000) -> None:
-    state = TrainState(
-        {"weight": torch.full((size,), mark), "other": torch.full((3,), mark)},
-        {"weight": {"exp_avg": torch.full((size,), mark), "step": torch.tensor(float(step))}},
-        [{"lr": 0.1, "params": ["weight", "other"]}],
-    )
-    contents = CheckpointContents(
-        state, {"last_epoch": step}, trainer_state={"global_step": step}, extra={"mark": mark}
-    )
-    save_checkpoint(os.path.join(output, f"checkpoint-{step}"), contents)
-
-
-def new_and_rotate(output: str) -> None:
-    save(output, 3, 3.0)
-    rotate(output, 2, best=os.path.join(output, "checkpoint-1"), latest=os.path.join(output, "checkpoint-3"))
-
-
-def replace(output: str) -> None:
-    save(output, 2, 20.0)
 
 
 def in_child(action: Callable[[], None]) -> int:

@@ -17,7 +17,8 @@ def test_a_killed_save_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     script = Path(__file__).with_name("kills.py")
     # In memory where that is to be had: a killed process loses nothing that it has written, so the disk adds time alone.
     root = tempfile.mkdtemp(dir="/dev/shm") if os.access("/dev/shm", os.W_OK) else str(tmp_path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, str(script), root, "1", "97", "8"],
         env=environment,
