@@ -59,7 +59,7 @@ def verdicts(runs: list[dict[str, Any]]) -> list[str]:
             own.sort(key=lambda run: run["rows"])
             where = f"{engine}, {processes} process(es)"
             for run in own:
-                if engine == "drivetrain" and run["rows"] >= 100_000 and run["times kept"] > PEAK:
+                if engine == "drivetrain" and run["rows"] >= 1_000_000 and run["times kept"] > PEAK:
                     missed.append(f"{where}, {run['rows']} rows: peak {run['times kept']:.2f} times kept")
             if len(own) > 1:
                 growth = own[-1]["us a row"] / own[0]["us a row"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from drivetrain.beginning import Beginning, data_state, put_data_back
 from drivetrain.checkpoint import RandomState, read_run, written_by_transformers
 from drivetrain.checkpoint.transformers_files import read_trainer_state
-from drivetrain.elastic import Layout
+from drivetrain.elastic import saved_layout
 from drivetrain.errors import ConfigurationError, DrivetrainError, OutOfMemoryElsewhere
 from drivetrain.memory import BatchTooLarge, give_back, is_out_of_memory
 from drivetrain.session import culprits_named
@@ -80,9 +80,9 @@ def check_processes(trainer: Trainer) -> None:
         active.info.restarts if active.info is not None else getattr(active.plugin, "restarts", False)
     ):
         raise ConfigurationError(
-            f"auto_find_batch_size=True is not there for several processes under the strategy {active.name!r}, whose "
-            "collectives in the forward pass leave no process free to begin anew: set the batch size by hand, or use "
-            "the strategy 'ddp'."
+            f"auto_find_batch_size=True is not there for several processes under the strategy {active.name!r}, which "
+            "cannot begin anew when one of them stops in the midst of a step: set the batch size by hand, or use the "
+            "strategy 'ddp'."
         )
     if run.processes.renew is None:
         raise ConfigurationError(
@@ -100,10 +100,10 @@ def go_on_with(trainer: Trainer, checkpoint: str | None) -> None:
         if isinstance(found, int) and found > 0:
             trainer._train_batch_size = min(trainer._train_batch_size, found)
         return
-    saved = (read_run(checkpoint)["position"] or {}).get("layout") or {}
-    if saved.get("asked") != trainer.args.train_batch_size:
+    position = read_run(checkpoint)["position"]
+    layout = saved_layout(position)
+    if layout is None or position["layout"].get("asked") != trainer.args.train_batch_size:
         return  # another size has been asked for since
-    layout = Layout.from_json(saved)
     trainer._train_batch_size = min(trainer._train_batch_size, layout.batch_size)
     if trainer.args.keep_effective_batch_size and layout.split.world == trainer.run.processes.world_size:
         trainer.parts = max(trainer.parts, layout.split.parts)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.gathering import gather_counts
-from drivetrain.memory import BatchTooLarge, is_out_of_memory
+from drivetrain.memory import BatchTooLarge, give_back, is_out_of_memory
 
 if TYPE_CHECKING:
     from drivetrain.fed_metrics import Feeding
@@ -38,7 +38,9 @@ def fits(trainer: Any, rows: int, feeding: Feeding | None) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        short = error
+        short = error.with_traceback(None)  # which holds the tensors of what did not fit
+    if short is not None:
+        give_back()
     if any(gather_counts(int(short is not None), trainer.run.processes)):
         raise BatchTooLarge(rows, feeding.fed if feeding is not None else 0) from short
 

@@ -119,3 +119,22 @@ def test_checkpoint_runs_both_parts(tmp_path: Path) -> None:
         "10": 1,
         "100": 1,
     }
+
+
+@pytest.mark.slow
+def test_evaluation_runs_and_counts_what_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = f"--rows 200 --engines drivetrain,drivetrain-fed --processes 1 --json {out}"
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "evaluation.py"), *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = json.loads(out.read_text())
+    assert [(run["engine"], run["rows"]) for run in runs] == [
+        (engine, 200) for engine in ("drivetrain", "drivetrain-fed")
+    ]
+    assert [run["kept MB"] for run in runs] == [0.0816, 0]
