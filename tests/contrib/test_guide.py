@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shown = path.read_text(encoding="utf-8")
             if "end-at" in options:
                 shown = shown[: shown.index("\n", shown.index(options["end-at"] + " =")) + 1]
-            target = made / options["caption"]
+            target = made / options["caption"].strip('"`')
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(shown, encoding="utf-8")
     return made
@@ -63,7 +63,6 @@ def check(printed: str, expected: str) -> None:
 @pytest.fixture(scope="module")
 def installed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """The package, as pip installs it from these files alone."""
-    (folder / "README.md").touch()  # its pyproject.toml names one
     site = Site(tmp_path_factory.mktemp("site"))
     site.install(folder)
     return site
