@@ -143,6 +143,16 @@ def run(found: Outcome, wanted: Outcome, tolerance: float) -> list[Finding]:
     made += numbers("norms", "the gradient norm of update {}", one.norms, norms, tolerance)
     if any(a is None and b is not None for a, b in zip(one.norms, norms, strict=False)):
         made.append(Finding("norms", "update() tells no gradient norm (Update.grad_norm), though it clips"))
+    stepped = first.stepped[-len(one.stepped) :] if found.scenario.resume is not None else first.stepped
+    if one.stepped != stepped:
+        odd = [
+            number
+            for number, pair in enumerate(zip(one.stepped, stepped, strict=False))
+            if pair[0] != pair[1]
+        ]
+        place = odd[0] if odd else min(len(one.stepped), len(stepped))
+        what = "steps, and must be skipped" if odd and one.stepped[place] else "is skipped, and must step"
+        made.append(Finding("stepped", f"update {place + 1} {what} (Update.stepped)", place))
     made += _log(one.log, first.log, tolerance)
     if found.scenario.twice:
         made += numbers(

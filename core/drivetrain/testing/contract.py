@@ -38,8 +38,8 @@ class StrategyContract(Equality, Conduct, Checkpoints, Failures):
             that they are equal and go on from the first's checkpoints.
         engine: the class that the wrapped model or the optimizer is an instance of, by its name; or several.
         shards: what is spread over the processes: "parameters", "optimizer".
-        refuses: of "bf16", "clipping" and "accumulation" what the strategy cannot do, and why; it must then be an error
-            before the first step that names the strategy.
+        refuses: of "bf16", "clipping", "accumulation" and "loss_scale" what the strategy cannot do, and why; it must
+            then be an error before the first step that names the strategy.
         differs: why a run is not equal to that of `single`, in a sentence: for strategies that are local or lossy.
         equal_with: options, arguments and settings that make it equal all the same, laid over those above.
         leaves_out: tests that cannot be, and why; they are shown as skips.

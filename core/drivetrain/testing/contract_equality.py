@@ -10,7 +10,7 @@ from drivetrain.testing.machinery import Contract, named, needs
 from drivetrain.testing.scenario import Outcome
 from drivetrain.testing.spec import Spec
 
-WHAT = {"accumulating": "accumulation", "clipped": "clipping"}
+WHAT = {"accumulating": "accumulation", "clipped": "clipping", "scaled": "loss_scale"}
 """The features that a run is about."""
 
 SWITCHES = {"accumulation": ("gradient_accumulation_steps", (1,)), "clipping": ("max_grad_norm", (0, None))}
@@ -26,6 +26,8 @@ def switched_off(spec: Spec, feature: str, equal: bool = True) -> str:
     """Why a feature cannot be tried, or ""."""
     if feature in spec.refuses:
         return f"{spec.strategy!r} refuses {feature}: {spec.refuses[feature]}"
+    if feature not in SWITCHES:
+        return ""
     name, values = SWITCHES[feature]
     settings = spec.layer("settings", equal)
     return (
@@ -41,7 +43,7 @@ def no_others(spec: Spec, others: int) -> str:
 class Equality:
     """Part of the contract; see the module."""
 
-    @pytest.mark.parametrize("kind", ["plain", "accumulating", "clipped", "whole"])
+    @pytest.mark.parametrize("kind", ["plain", "accumulating", "clipped", "whole", "scaled"])
     @needs(
         lambda plan, kind: (plan.equal(kind), plan.reference(kind)),
         lambda spec, kind: not_equal(spec) or (switched_off(spec, WHAT[kind]) if kind in WHAT else ""),
@@ -61,9 +63,9 @@ class Equality:
         else:
             _check(contract, contract.spec.bf16_tolerance)
 
-    @pytest.mark.parametrize("feature", ["accumulation", "clipping"])
+    @pytest.mark.parametrize("feature", list(WHAT.values()))
     @needs(
-        lambda plan, feature: (plan.own({"accumulation": "accumulating", "clipping": "clipped"}[feature]),),
+        lambda plan, feature: (plan.own(next(kind for kind, what in WHAT.items() if what == feature)),),
         lambda spec, feature: "" if feature in spec.refuses else f"it does not refuse {feature}",
     )
     def test_refuses(self, contract: Contract, feature: str) -> None:

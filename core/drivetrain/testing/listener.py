@@ -57,8 +57,10 @@ class Listener:
         """Notes the update, and at the first one what the engine is."""
         report, step = self.report, run.state.global_step
         report.began = True
-        norm = run.update.grad_norm if run.update is not None else None
-        report.norms.append(None if norm is None else float(norm))
+        if (update := run.update) is not None:
+            told = update.stepped and update.grad_norm is not None
+            report.norms.append(float(update.grad_norm) if told else None)  # type: ignore[arg-type]
+            report.stepped.append(update.stepped)
         if not report.strategy:
             active = run.plan.slot("strategy")
             report.strategy = active.name if active is not None else ""

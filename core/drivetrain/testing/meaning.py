@@ -35,6 +35,11 @@ def of_run(found: Outcome, wanted: Outcome, findings: Sequence[Finding]) -> str:
             "The very first loss differs, before any update: prepare() changes the weights or the model's mode, or "
             "training_step() gets another batch."
         )
+    if "stepped" in first:
+        return (
+            "An update whose gradients overflow on any process is skipped on all of them, the schedule with it, and "
+            "the loss scale falls; any other steps."
+        )
     if "schedule" in first:
         return "The learning rate is not that of the schedule, which must step once for each update that stepped."
     if "norms" in first:
@@ -76,7 +81,9 @@ def _of_norms(found: Outcome, wanted: Outcome, first: dict[str, Finding]) -> str
             "the processes' gradients are brought together, over all parameters, wherever their parts lie."
         )
     scenario = found.scenario
-    if update == 0 and (known := of_factor(a / b, scenario)):
+    if update == min(n for n, b in enumerate(there) if b is not None) and (
+        known := of_factor(a / b, scenario)
+    ):
         return known
     return _of_updates(scenario, there, first)
 
@@ -103,6 +110,10 @@ def of_factor(ratio: float, scenario: Scenario) -> str:
         causes.append("the squares of a norm are summed over processes which each have the whole gradient")
     if near(1 / math.sqrt(world)):
         causes.append("the norm is that of one process's part of the gradient")
+    if scenario.scaled and abs(math.log2(ratio)) > 5:
+        causes.append(
+            "gradients still carry the loss scale: unscale before the norm is taken and before clipping"
+        )
     if not causes:
         return ""
     how = f"{ratio:.3g} times as large, with {world} processes and {accumulation} micro-batches an update: "
@@ -144,7 +155,9 @@ def _of_updates(scenario: Scenario, norms: Sequence[float | None], first: dict[s
             "accumulation, and brought together at the last."
         )
     if "norms" in first and update == 0:
-        return f"{where}, already in its gradients: prepare() changes weights, or not all of the gradients are brought together."
+        return (
+            f"{where}, already in its gradients: not all are brought together, or prepare() changes weights."
+        )
     if limit is not None and before is not None and before > limit:
         return (
             f"{where}, after one whose gradients ({before:.3g}) are longer than max_grad_norm ({limit:g}): clipping "

@@ -52,7 +52,7 @@ class Kind:
         says: what it is, for messages.
         settings: arguments besides those of BASE.
         rows: of its data; the last batch of an epoch is a short one.
-        saves, twice, gradients: as a scenario's.
+        saves, twice, gradients, scaled: as a scenario's.
         act: as a scenario's.
     """
 
@@ -62,6 +62,7 @@ class Kind:
     saves: bool = False
     twice: bool = False
     gradients: bool = False
+    scaled: bool = False
     act: Act = "train"
 
 
@@ -81,6 +82,19 @@ KINDS: dict[str, Kind] = {
         "SGD, two micro-batches an update, gradients that are longer than 2 clipped",
         {**SGD, "max_grad_norm": 2.0, "learning_rate": 0.1},
         4 * ROWS_OF_A_BATCH,
+    ),
+    "scaled": Kind(
+        "SGD, a loss scale that is too large for the first update, gradients that are longer than 2 clipped",
+        {
+            **SGD,
+            "gradient_accumulation_steps": 1,
+            "max_grad_norm": 2.0,
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "linear",
+            "num_train_epochs": 1,
+        },
+        4 * ROWS_OF_A_BATCH,
+        scaled=True,
     ),
     "whole": Kind("AdamW with decay, warm-up, accumulation and clipping", saves=True),
     "bf16": Kind("AdamW with decay, warm-up, accumulation and clipping, in bf16", {"bf16": True}),
@@ -162,6 +176,7 @@ class Plan:
             saves=made.saves,
             twice=made.twice,
             gradients=made.gradients,
+            scaled=made.scaled,
             limit=self.spec.limit,
             patience=self.spec.patience,
         )

@@ -38,6 +38,7 @@ class Scenario:
         saves: whether checkpoints are written.
         twice: whether the same trainer trains a second time.
         gradients: whether a listener reads the gradients, and halves them.
+        scaled: whether the loss is scaled.
         limit: seconds.
         patience: seconds that a rank may take to end, when another has failed.
     """
@@ -53,6 +54,7 @@ class Scenario:
     saves: bool = False
     twice: bool = False
     gradients: bool = False
+    scaled: bool = False
     limit: float = 120.0
     patience: float = 20.0
 
@@ -89,7 +91,8 @@ class Report:
         misspelt: the option that it was given and does not have.
         held: elements of parameters and of the optimizer's state on this rank.
         losses: this rank's share of each micro-batch's loss.
-        norms: of each update, before clipping; None where nothing measured it.
+        norms: of each update, before clipping; None where nothing measured it, or the loss scaler skipped it.
+        stepped: whether each update stepped.
         again: losses of the second training.
         events: each that was heard, with its step.
         log: the trainer's, without times.
@@ -114,6 +117,7 @@ class Report:
     held: dict[str, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     norms: list[float | None] = field(default_factory=list)
+    stepped: list[bool] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)

@@ -10,7 +10,7 @@ from typing import Any
 from drivetrain.errors import ConfigurationError, did_you_mean
 from drivetrain.testing.scenario import ROWS_OF_A_BATCH
 
-REFUSABLE = ("bf16", "clipping", "accumulation")
+REFUSABLE = ("bf16", "clipping", "accumulation", "loss_scale")
 SHARDABLE = ("parameters", "optimizer")
 LAYERS = ("options", "arguments", "settings")
 

@@ -30,6 +30,7 @@ from drivetrain.discover import load_info
 from drivetrain.testing.bare import check_bare
 from drivetrain.testing.listener import Halving, Listener
 from drivetrain.testing.model import EVALUATED_ROWS, build, collate, rows
+from drivetrain.testing.scaling import Scaled
 from drivetrain.testing.scenario import Report, Scenario, read
 from drivetrain.trainer import Trainer
 
@@ -140,7 +141,11 @@ def run(scenario: Scenario, report: Report, stage: Stage) -> None:
         train_dataset=rows(scenario.rows, 1),  # type: ignore[arg-type]  # a list serves as a data set
         eval_dataset=rows(EVALUATED_ROWS, 2),  # type: ignore[arg-type]
         compute_metrics=metrics,
-        plugins=[listener, halving] if scenario.gradients else [listener],
+        plugins=[
+            listener,
+            *([halving] if scenario.gradients else []),
+            *([Scaled()] if scenario.scaled else []),
+        ],
     )
     trainer.listener, trainer.stage, trainer.losses_seen = listener, stage, report.losses
     tensors: dict[str, dict[str, torch.Tensor]] = {}
