@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from drivetrain.checkpoint import load_checkpoint
+from drivetrain.testing.comparing import of_tensors
 from strategies.model import EVALUATED_ROWS, build
 from strategies.scenario import Outcome, Scenario
 
@@ -50,16 +51,6 @@ class Difference:
             if not value <= tolerance:  # and not a number is beyond it too
                 self.wrong.append(f"{name} differ by {value:.1e}")
         return self
-
-
-def of_tensors(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest difference of an element by the largest element."""
-    if found.shape != wanted.shape:
-        return float("inf")
-    if not wanted.numel():
-        return 0.0
-    found, wanted = found.double(), wanted.double()
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
 def of_numbers(found: list[float], wanted: list[float]) -> float:
