@@ -7,7 +7,8 @@ A model gives 100 numbers for each row, and predict() keeps them with the labels
 of its own (or several, under torchrun), which evaluates a few rows first; then the peak of the resident memory is set
 back, as Linux can, and read at the end. *Peak* is what it rose by, of the process that rose most, and *times kept* is
 that by the bytes of the arrays that predict() gives back: 1 is the least that is possible. `drivetrain-fed` evaluates
-with `batch_eval_metrics`, which keeps nothing. Rows are made as whole batches, so that the clock shows the evaluation
+with `batch_eval_metrics`, which keeps nothing. Microseconds a row are processor time, which other work on the machine
+changes little. Rows are made as whole batches, so that the clock shows the evaluation
 and not the data.
 
 transformers puts the batches together again at each of them, so that a million rows take hours: it is run on those of
@@ -28,7 +29,10 @@ from typing import Any
 HERE = Path(__file__).parent
 ENGINES = ("drivetrain", "drivetrain-fed", "transformers")
 MOST_FOR_TRANSFORMERS = 100_000
-PEAK, LINEAR = 1.25, 1.5  # times kept at most; seconds a row at the most rows to those at the fewest, at most
+PEAK, LINEAR = (
+    1.25,
+    1.5,
+)  # times kept at most; processor time a row at the most rows to that at the fewest, at most
 
 
 def measured(engine: str, rows: int, processes: int, batch: int) -> dict[str, Any] | None:
@@ -64,7 +68,9 @@ def verdicts(runs: list[dict[str, Any]]) -> list[str]:
             if len(own) > 1:
                 growth = own[-1]["us a row"] / own[0]["us a row"]
                 if growth > LINEAR:
-                    missed.append(f"{where}: a row takes {growth:.2f} times as long with more rows")
+                    missed.append(
+                        f"{where}: a row takes {growth:.2f} times as much processor time with more rows"
+                    )
     return missed
 
 

@@ -121,7 +121,7 @@ def test_checkpoint_runs_both_parts(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_evaluation_runs_and_counts_what_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     words = f"--rows 200 --engines drivetrain,drivetrain-fed --processes 1 --json {out}"

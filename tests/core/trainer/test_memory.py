@@ -155,6 +155,7 @@ def made(name, when, **values):
     torch.manual_seed(0)
     model = Wide(0.2)
     model.when = when
+    settings |= dict(data=rows(70))
     return trainer(f"{folder}/{name}", model=model, **{**settings, **values})
 
 
@@ -188,9 +189,9 @@ plain.train()
 assert weights_equal(found.model, plain.model) and history(found) == history(plain)
 assert torch.equal(random.torch_cpu, RandomState.capture().torch_cpu)
 
-for name in ("evaluate", "predict"):
+for name in ("evaluate", "predict"):  # by themselves
     one = made("e", "eval", per_device_eval_batch_size=64, auto_find_batch_size=True)
-    data = rows(150, seed=3)
+    data = rows(70, seed=3)
     torch.manual_seed(1)
     got = limited(lambda: getattr(one, name)(data))
     random, size = RandomState.capture(), one._eval_batch_size
@@ -218,7 +219,7 @@ print("DONE")
 """
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know how much is mapped")
 def test_a_process_that_has_too_little_memory(tmp_path: Path) -> None:
     """In training, in an evaluation in its midst, in one by itself, and with the update's rows kept."""
@@ -231,7 +232,7 @@ def test_a_process_that_has_too_little_memory(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=380,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "DONE"

@@ -17,7 +17,7 @@ from drivetrain.errors import DrivetrainError
 class Greedy(Toy):
     """Asks torch's allocator for more than any machine has, for batches above a size, after some that fitted."""
 
-    def __init__(self, rows: int = 4, dropout: float = 0.2, after: int = 2) -> None:
+    def __init__(self, rows: int = 4, dropout: float = 0.2, after: int = 3) -> None:
         super().__init__(dropout)
         self.rows, self.after, self.seen = rows, after, 0
 

@@ -29,7 +29,7 @@ class Watched(torch.utils.data.Dataset[Any]):
         return self.rows[index]
 
 
-def test_ignore_data_skip_takes_the_rows_of_the_epoch_from_its_beginning(tmp_path: Path) -> None:
+def test_ignore_data_skip_begins_a_whole_pass(tmp_path: Path) -> None:
     values: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     whole, skipped, exact = Watched(), Watched(), Watched()
     trainer(tmp_path, data=whole, eval_dataset=[], **values).train()
@@ -37,7 +37,7 @@ def test_ignore_data_skip_takes_the_rows_of_the_epoch_from_its_beginning(tmp_pat
     trainer(tmp_path / "a", data=exact, **values).train(checkpoint)
     trainer(tmp_path / "b", data=skipped, ignore_data_skip=True, **values).train(checkpoint)
     assert exact.asked == whole.asked[16:]  # two batches of eight were seen
-    assert skipped.asked[:24] == whole.asked[:24]
+    assert sorted(skipped.asked[:24]) == list(range(24))
 
 
 @pytest.fixture
