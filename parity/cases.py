@@ -6,6 +6,7 @@ import cases_arguments
 import cases_callbacks
 import cases_corners
 import cases_data
+import cases_debugging
 import cases_differences
 import cases_evaluation
 import cases_from_transformers
@@ -20,6 +21,7 @@ __all__ = [
     "cases_callbacks",
     "cases_corners",
     "cases_data",
+    "cases_debugging",
     "cases_differences",
     "cases_evaluation",
     "cases_from_transformers",

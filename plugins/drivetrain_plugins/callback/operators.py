@@ -64,19 +64,25 @@ class Operators:
         took = {name: found.device if on_device else found.host for name, found in self._found.items()}
         total = sum(took.values()) or 1.0
         with_memory = any(found.memory for found in self._found.values())
+        names = sorted(took, key=took.__getitem__, reverse=True)[:top]
+        columns = {
+            "operator": names,
+            "calls": [f"{self._found[name].calls / self.updates:,.0f}" for name in names],
+            "time": [milliseconds(took[name] / self.updates) for name in names],
+            "share": [f"{took[name] / total:.1%}" for name in names],
+        }
+        if with_memory:
+            columns["allocated"] = [megabytes(self._found[name].memory / self.updates) for name in names]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-        table.add_column("operator", overflow="ellipsis", no_wrap=True, ratio=1)
-        for name in ("calls", "time", "share", *(["allocated"] if with_memory else [])):
-            table.add_column(name, justify="right", no_wrap=True)
-        for name in sorted(took, key=took.__getitem__, reverse=True)[:top]:
-            found = self._found[name]
-            row = [
-                name,
-                f"{found.calls / self.updates:,.0f}",
-                milliseconds(took[name] / self.updates),
-                f"{took[name] / total:.1%}",
-            ]
-            table.add_row(*row, *([megabytes(found.memory / self.updates)] if with_memory else []))
+        for title, cells in columns.items():
+            if title == "operator":  # a long name gives way, a number does not
+                table.add_column(title, overflow="ellipsis", no_wrap=True)
+            else:
+                table.add_column(
+                    title, justify="right", no_wrap=True, min_width=max(map(len, (title, *cells)))
+                )
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
         of = "device" if on_device else "host"
         title = f"The dearest operators of an update, by their own time on the {of}; mean of {self.updates} updates."
         console.print(Text(title, style="bold"))

@@ -23,7 +23,7 @@ class ProfilerOptions:
 
     Attributes:
         wait: so many are left alone, at the beginning of the run and before each further window.
-        warmup: so many are profiled, and what they gave is dropped.
+        warmup: so many are profiled, and what they gave is dropped; at least one, since the first is not like the rest.
         active: so many are profiled and kept.
         repeat: how many such windows there are; 0 for as many as the run has room for.
         memory: note what is allocated and freed; on CUDA a snapshot for pytorch.org/memory_viz is written as well.
@@ -46,7 +46,7 @@ class ProfilerOptions:
     ranks: Literal["first", "all"] = "first"
 
     def __post_init__(self) -> None:
-        for name, least in (("wait", 0), ("warmup", 0), ("active", 1), ("repeat", 0), ("top", 0)):
+        for name, least in (("wait", 0), ("warmup", 1), ("active", 1), ("repeat", 0), ("top", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if self.ranks not in ("first", "all"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,55 +138,3 @@ def test_where_the_system_does_not_forget_its_peak(tmp_path: Path, monkeypatch: 
     assert not any(thread.name == "drivetrain-memory" for thread in threading.enumerate())
     monkeypatch.setattr(memory_metrics, "_STATUS", tmp_path / "not there either")
     assert abs(resident() - before) < 64 * MB  # psutil's
-
-
-SCRIPT = """
-import sys, torch
-if sys.argv[1] == "transformers":
-    from transformers import Trainer, TrainingArguments
-else:
-    from drivetrain import Trainer, TrainingArguments
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(4, 2)
-    def forward(self, input_ids, labels):
-        return {"loss": torch.nn.functional.cross_entropy(self.linear(input_ids.float()), labels)}
-
-rows = [{"input_ids": torch.ones(4, dtype=torch.long) * i, "labels": i % 2} for i in range(10)]
-first = lambda keys: ",".join(k for k in keys if "mem" in k or "tokens" in k)
-def made(**more):
-    args = TrainingArguments(sys.argv[2], report_to="none", use_cpu=True, skip_memory_metrics=False, disable_tqdm=True,
-        include_tokens_per_second=True, save_strategy="no", per_device_train_batch_size=4, **more)
-    return Trainer(Net(), args, train_dataset=rows, eval_dataset=rows)
-one = made(num_train_epochs=2)
-metrics = one.train().metrics
-print("train", first(metrics))
-print("tokens", round(metrics["train_tokens_per_second"] * metrics["train_runtime"]))
-print("eval", first(one.evaluate()))
-print("predict", first(one.predict(rows).metrics))
-two = made(max_steps=3)
-print("evaluated first", first(two.evaluate()))
-metrics = two.train().metrics
-print("then", first(metrics))
-print("shown", *(f"{k}={v}" for k, v in two.metrics_format({"train_mem_cpu_alloc_delta": 5 << 20}).items()))
-"""
-
-
-def test_the_keys_are_those_of_4_34_0(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    if transformers.__version__ != "4.34.0":
-        pytest.skip(f"needs transformers 4.34.0, here is {transformers.__version__}")
-    printed = []
-    for library in ("transformers", "drivetrain"):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, library, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = [line.split(" ") for line in done.stdout.splitlines() if not line.startswith("{")]
-        printed.append([(*line[:-1], sorted(line[-1].split(","))) for line in lines])
-    assert printed[0] == printed[1]
