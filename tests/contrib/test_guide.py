@@ -127,7 +127,9 @@ def test_the_messages_are_those_that_are_given() -> None:
     rows = re.findall(r"^\| (?!mistake)[^|]+ \| ([^|]+) \|$", tables, re.MULTILINE)
     assert len(rows) > 10
     for message in rows:
+        if message.startswith("Unknown strategy"):  # which test_packages.py sees
+            continue
         for part in message.split("…"):
             words = part.strip(" .;:'")
-            if words and not words.startswith(("2 times as large", "Unknown strategy", "pluggy")):
+            if words and not words.startswith(("2 times as large", "pluggy")):
                 assert any(words in text for text in texts), words

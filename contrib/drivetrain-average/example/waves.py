@@ -8,7 +8,9 @@ class Net(torch.nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, 3)
+        )
 
     def forward(self, x, labels=None):
         """The loss, where there are labels, and the logits."""
@@ -23,6 +25,9 @@ def data(rows: int = 403):
     labels = torch.randint(0, 3, (rows + 100,), generator=generator)
     time = torch.arange(16) / 16
     phase = torch.rand(rows + 100, 1, generator=generator)
-    x = torch.sin(6.28 * (labels[:, None] + 1) * (time + phase)) + torch.randn(rows + 100, 16, generator=generator) / 2
+    x = (
+        torch.sin(6.28 * (labels[:, None] + 1) * (time + phase))
+        + torch.randn(rows + 100, 16, generator=generator) / 2
+    )
     made = [{"x": row, "labels": int(label)} for row, label in zip(x, labels, strict=True)]
     return {"train": made[:rows], "eval": made[rows:]}

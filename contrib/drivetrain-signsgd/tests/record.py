@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ class Recorded(Trainer):
         return super().training_step(model, inputs)
 
 
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 class Begun:
     """Keeps what the strategy holds when a run begins, and the gradients that the optimizer is about to see."""
 
@@ -69,7 +81,10 @@ class Begun:
 
 
 def main(out: Path, plan: dict[str, dict[str, Any]]) -> None:
+    said = Said()
+    logging.getLogger("drivetrain.signsgd").addHandler(said)
     for name, settings in plan.items():
+        said.lines.clear()
         resume, data = settings.pop("resume", None), rows()
         if settings.pop("spoilt", False):
             data[7]["labels"] = torch.tensor([float("nan")])
@@ -90,6 +105,7 @@ def main(out: Path, plan: dict[str, dict[str, Any]]) -> None:
             "gradients": begun.gradients,
             "weights": trainer.model.state_dict(),
             "sent": trainer.run.figures["megabytes_sent"],
+            "said": list(said.lines),
         }
         torch.save(made, out / f"{name}-{trainer.args.process_index}.pt")
 

@@ -32,7 +32,7 @@ EVEN = {
 }
 VOTE = {"error_feedback": False, "momentum": 0.8}
 PLAN: dict[str, dict[str, Any]] = {
-    "feedback": {**EVEN, "max_grad_norm": 0.5},
+    "feedback": {**EVEN, "max_grad_norm": 0.5, "log_level": "info"},
     "accumulated": {**EVEN, "max_grad_norm": 0.0, "gradient_accumulation_steps": 4},
     "vote": {**EVEN, "max_grad_norm": 0.0, "learning_rate": 0.01, "plugins": {"signsgd": VOTE}},
     "vote_accumulated": {
@@ -211,7 +211,12 @@ def test_one_bit_an_element_is_sent(ranks: list[dict[str, dict[str, Any]]]) -> N
     updates = len(ranks[0]["feedback"]["gradients"])
     parameters = list(Model().parameters())
     bits = sum(-(-p.numel() // 8) for p in parameters)
-    assert ranks[0]["feedback"]["sent"] * 1e6 == pytest.approx(updates * (bits + 8 * len(parameters)))
+    sent = updates * (bits + 8 * len(parameters))
+    assert ranks[0]["feedback"]["sent"] * 1e6 == pytest.approx(sent)
+    whole = updates * 4 * sum(p.numel() for p in parameters)
+    assert ranks[0]["feedback"]["said"] == [
+        f"Each process sent {sent / 1e6:.3f} MB of {whole / 1e6:.3f} MB of gradients."
+    ]
 
 
 def test_a_resume_goes_on_exactly(ranks: list[dict[str, dict[str, Any]]]) -> None:
