@@ -7,6 +7,9 @@ import pytest
 from contract.trying import Mutant, Trial
 
 SHORT = [
+    Mutant(
+        "clipped while scaled", "test_equals_single[scaled]", ("update 2 is", "still carry the loss scale")
+    ),
     Mutant("summed", "test_equals_single[plain]", ("2 times as large", "summed over the processes")),
     Mutant("unsynchronised", "test_equals_single[plain]", ("weights on rank 1", "not brought together")),
     Mutant("rows of the last batch", "test_equals_single[plain]", ("update 4", "`run.batch_weight`")),
@@ -21,6 +24,12 @@ SHORT = [
 ]
 
 LONG = [
+    Mutant(
+        "schedule of what is skipped",
+        "test_equals_single[scaled]",
+        ("learning_rate in row", "update that stepped"),
+    ),
+    Mutant("says it stepped", "test_equals_single[scaled]", ("update 1 steps, and must be skipped",)),
     Mutant(
         "divided twice",
         "test_equals_single[plain]",

@@ -84,7 +84,7 @@ KINDS: dict[str, Kind] = {
         4 * ROWS_OF_A_BATCH,
     ),
     "scaled": Kind(
-        "SGD, a loss scale that is too large for the first update, gradients that are longer than 2 clipped",
+        "SGD, a loss scale, a first update that overflows on one rank, gradients that are longer than 2 clipped",
         {
             **SGD,
             "gradient_accumulation_steps": 1,

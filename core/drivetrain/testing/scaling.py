@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
+
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
 from drivetrain.slots import PrecisionPolicy
 
-SCALE = 2.0**127
-"""The first loss overflows by it, so that the first update is skipped; the next scale is moderate."""
-
-BACKOFF = 2.0**-117
+SPIKE = 1e36
+"""What the gradients of one rank are made to be in the first update: any loss scale makes it overflow."""
 
 
 class Scaled:
@@ -21,7 +21,7 @@ class Scaled:
     name = "contract_scaled"
     policy = PrecisionPolicy(
         "contract_scaled",
-        loss_scale={"init_scale": SCALE, "backoff_factor": BACKOFF, "growth_interval": 1000},
+        loss_scale={"init_scale": 2.0**16, "backoff_factor": 0.5, "growth_interval": 1000},
     )
 
     @hookimpl
@@ -38,3 +38,8 @@ class Scaled:
 
     def close(self) -> None:
         """Nothing to put back."""
+
+
+def spiked(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The same loss, with gradients that overflow when they are scaled."""
+    return loss + (logits - logits.detach()).sum() * SPIKE

@@ -30,7 +30,7 @@ from drivetrain.discover import load_info
 from drivetrain.testing.bare import check_bare
 from drivetrain.testing.listener import Halving, Listener
 from drivetrain.testing.model import EVALUATED_ROWS, build, collate, rows
-from drivetrain.testing.scaling import Scaled
+from drivetrain.testing.scaling import Scaled, spiked
 from drivetrain.testing.scenario import Report, Scenario, read
 from drivetrain.trainer import Trainer
 
@@ -75,6 +75,17 @@ class Watched(Trainer):
         loss = super().training_step(model, inputs)
         self.losses_seen.append(float(loss) * self.run.accumulation * self.run.batch_weight)
         return loss
+
+
+class Spiked(Watched):
+    """Lets the first update overflow on the last rank."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+        """As the Trainer's, but for gradients."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if self.is_in_train and self.run.state.global_step == 0 and RANK == WORLD - 1:
+            loss = spiked(loss, outputs["logits"])
+        return (loss, outputs) if return_outputs else loss
 
 
 def digest(value: Any) -> str:
@@ -134,7 +145,7 @@ def run(scenario: Scenario, report: Report, stage: Stage) -> None:
         misspell(scenario.strategy, arguments, report)
     listener, halving = Listener(scenario, report, RANK), Halving()
     model = build()
-    trainer = Watched(
+    trainer = (Spiked if scenario.scaled else Watched)(
         model=model,
         args=TrainingArguments(str(scenario.checkpoints), **arguments),
         data_collator=collate,

@@ -142,7 +142,14 @@ class Replica(WholeParameters):
             self.per_evaluation = True
         if self.fault == "learns nothing":
             self.zero_grad()
+        if self.fault == "clipped while scaled" and self.scaler is not None and max_norm is not None:
+            norm = clip_grad_norm(self.parameters, max_norm)
+            return Update(norm, super().update(None).stepped)
         done = super().update(max_norm)
+        if self.fault == "schedule of what is skipped" and not done.stepped:
+            self.scheduler.step()
+        if self.fault == "says it stepped":
+            return Update(done.grad_norm, True)
         if self.fault == "norm of what is left" and max_norm is not None:
             return Update(done.grad_norm.clamp(max=max_norm), done.stepped)
         if self.fault == "clipped alone":
