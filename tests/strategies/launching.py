@@ -18,6 +18,9 @@ WORKER = Path(__file__).with_name("worker.py")
 PATIENCE = 150.0
 """Seconds without any scenario's end after which a launch counts as hung."""
 
+FAREWELL = 10.0
+"""Seconds that torchrun has to end its workers itself."""
+
 Told = Callable[[Scenario, Outcome], None]
 
 
@@ -74,9 +77,11 @@ def _launch(
             start_new_session=True,
         )
         done, heard = 0, time.monotonic()
+        workers: set[int] = set()
         try:
             while done < len(scenarios):
                 ended = process.poll() is not None
+                workers |= _started_by(process.pid)
                 now = done
                 while done < len(scenarios) and _is_whole(scenarios[done], out):
                     _note(scenarios[done], out, outcomes, told)
@@ -98,7 +103,7 @@ def _launch(
             _blame(scenarios[-1], out, "the processes did not end after the last run", log)
             _note(scenarios[-1], out, outcomes, None)
         finally:
-            _end(process)
+            _end(process, workers | _started_by(process.pid))
     return done
 
 
@@ -123,12 +128,20 @@ def _blame(scenario: Scenario, out: Path, reason: str, log: Path) -> None:
     (folder / "trouble.txt").write_text(f"{reason}, ranks {missing} silent; {more} (see {log.name})")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the launch's whole process group."""
+def _started_by(agent: int) -> set[int]:
+    """The workers of torchrun, each of which leads a process group of its own."""
+    with contextlib.suppress(OSError):
+        return {int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()}
+    return set()
+
+
+def _end(process: subprocess.Popen[bytes], workers: set[int]) -> None:
+    """Ends torchrun's process group and those of its workers, who may hang in a collective and hear no signal."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+            process.wait(FAREWELL)
+    for leader in (process.pid, *workers):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)
     process.wait()
