@@ -302,7 +302,7 @@ def launch(
     """Every scenario, one after another, in one process group."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
-    torchrun(Path(__file__), str(folder), processes=processes)
+    torchrun(Path(__file__), str(folder), processes=processes, timeout=max(240, 30 * len(scenarios)))
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in scenarios}
 
 

@@ -134,9 +134,9 @@ class AnyPrecisionAdamW(torch.optim.Optimizer):
             updates = torch._foreach_mul(before, -lr * group["weight_decay"])
             torch._foreach_add_(updates, _in(dtype, kept))
             torch._foreach_addcdiv_(updates, wide_means, denominators, value=-step_size)
-            torch._foreach_copy_(parameters, torch._foreach_add(before, updates))
+            _copy(parameters, torch._foreach_add(before, updates))
             torch._foreach_sub_(updates, torch._foreach_sub(_in(dtype, parameters), before))
-            torch._foreach_copy_(kept, updates)
+            _copy(kept, updates)
         else:
             wide = _in(dtype, parameters)
             if group["weight_decay"]:
@@ -154,8 +154,13 @@ def _in(dtype: torch.dtype, tensors: list[Tensor]) -> list[Tensor]:
 
 def _put_back(tensors: list[Tensor], computed: list[Tensor]) -> None:
     """Rounds what was computed in copies into the tensors that are kept."""
-    if tensors and computed[0] is not tensors[0]:
-        torch._foreach_copy_(tensors, computed)
+    if computed[0] is not tensors[0]:
+        _copy(tensors, computed)
+
+
+def _copy(tensors: list[Tensor], computed: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, computed, strict=True):  # torch's _foreach_copy_ takes no DTensors
+        tensor.copy_(value)
 
 
 class AdamWAnyPrecision(OptimizerPlugin[AnyPrecisionOptions]):
