@@ -346,9 +346,14 @@ def _(k: Kit) -> None:
     "past-index/mid-epoch", ours="an evaluation in the midst of an epoch leaves training's memory as it was"
 )
 def _(k: Kit) -> None:
-    plain = k.trainer(Recurrent(), past_index=2, watch=False)
+    values: dict[str, Any] = {
+        "past_index": 2,
+        "num_train_epochs": 1,
+        "watch": False,
+    }  # it draws for the next epoch
+    plain = k.trainer(Recurrent(), **values)
     plain.train()
-    evaluated = k.trainer(Recurrent(), past_index=2, evaluation_strategy="steps", eval_steps=2, watch=False)
+    evaluated = k.trainer(Recurrent(), evaluation_strategy="steps", eval_steps=2, **values)
     evaluated.train()
     for name, weight in plain.model.state_dict().items():
         assert (weight == evaluated.model.state_dict()[name]).all(), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,12 @@ def test_all_agree_on_what_fits_one_of_them(tmp_path: Path, monkeypatch: pytest.
     assert (
         "Out of memory with 64 rows a device in another process: starting again with 32." in said
     )  # by the other
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_engines_begin_anew_in_one_process(tmp_path: Path) -> None:
+    engines = ["fsdp", "fsdp1", *(["zero1", "zero3"] if find_spec("deepspeed") is not None else [])]
+    script = SCRIPT.with_name("memory_engines.py")
+    said = torchrun(script, str(tmp_path), ",".join(engines), processes=1, timeout=540)
+    assert [name for name in engines if f"{name}: fine" not in said] == []
