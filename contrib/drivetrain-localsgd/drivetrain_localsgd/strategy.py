@@ -112,7 +112,14 @@ class LocalSGD(WholeParameters):
 
     def update(self, max_norm: float | None) -> Update:
         """A process's own update, clipped by its own norm; the last one of a round ends it."""
-        update = super().update(max_norm)
+        return self.counted(super().update(max_norm))
+
+    def discard(self) -> Update:
+        """An update that is skipped counts too: on the other processes it may not be."""
+        return self.counted(super().discard())
+
+    def counted(self, update: Update) -> Update:
+        """Ends the round with its last update, on all processes at the same one."""
         self.done += 1
         self.apart = True
         if self.done >= self.options.every:
@@ -147,16 +154,19 @@ class LocalSGD(WholeParameters):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The mean in the place of a process's own weights, which come back in the end."""
+        if not self.apart:
+            yield
+            return
         own = (*self.trained.values(), *self.model.buffers())
-        apart, kept = self.apart, [tensor.detach().clone() for tensor in own] if self.apart else []
+        kept = [tensor.detach().clone() for tensor in own]
         self.take_mean()
         try:
             yield
         finally:
             with torch.no_grad():
-                for tensor, value in zip(own, kept, strict=False):
+                for tensor, value in zip(own, kept, strict=True):
                     tensor.copy_(value)
-            self.apart = apart
+            self.apart = True
 
     def collect(self, tensors: Any) -> Any:
         """All ranks' tensors, one after another along dimension 0."""
@@ -223,7 +233,7 @@ class LocalSGD(WholeParameters):
         return {
             "done": self.done,
             "anchor": {name: anchor.detach() for name, anchor in self.anchor.items()},
-            "outer": self.outer.state_dict(),
+            "outer": self.outer.state_dict()["state"],
             "ranks": gather(own),
         }
 
@@ -246,7 +256,8 @@ class LocalSGD(WholeParameters):
             self.apart = bool(part("weight"))
         for name, anchor in self.anchor.items():
             anchor.copy_(saved["anchor"][name])
-        self.outer.load_state_dict(saved["outer"])
+        options = self.outer.state_dict()["param_groups"]  # as they are set now
+        self.outer.load_state_dict({"state": saved["outer"], "param_groups": options})
         self.done = int(saved["done"])
 
 
