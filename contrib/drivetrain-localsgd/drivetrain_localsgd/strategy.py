@@ -78,14 +78,19 @@ class LocalSGD(WholeParameters):
         self.apart = False  # whether the processes' weights may differ
 
     def setup(self, run: Run) -> None:
-        """Checks that there are processes to average over.
+        """Checks that there are processes to average over, and that all make the same updates.
 
         Raises:
-            ConfigurationError: the script was not started by a launcher.
+            ConfigurationError: the script was not started by a launcher; the precision has a loss scale.
         """
         if not dist.is_initialized():
             raise ConfigurationError(
                 "Strategy 'localsgd' needs several processes: start the script by torchrun --nproc-per-node 2 SCRIPT."
+            )
+        if run.precision.policy.loss_scale is not None:
+            raise ConfigurationError(
+                f"Strategy 'localsgd' cannot take the precision {run.precision.policy.name!r}, which has a loss_scale: "
+                "each process would have one of its own, and skip other updates than the rest. Use bf16=True."
             )
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:

@@ -71,14 +71,19 @@ class SignSGD(WholeParameters):
         self.exchanges = self.bytes_sent = 0
 
     def setup(self, run: Run) -> None:
-        """Checks that there are processes to talk to.
+        """Checks that there are processes to talk to, and that gradients are as they are.
 
         Raises:
-            ConfigurationError: the script was not started by a launcher.
+            ConfigurationError: the script was not started by a launcher; the precision has a loss scale.
         """
         if not dist.is_initialized():
             raise ConfigurationError(
                 "Strategy 'signsgd' needs several processes: start the script by torchrun --nproc-per-node 2 SCRIPT."
+            )
+        if run.precision.policy.loss_scale is not None:
+            raise ConfigurationError(
+                f"Strategy 'signsgd' cannot take the precision {run.precision.policy.name!r}, which has a loss_scale: "
+                "it makes gradients infinite on purpose, and what is infinite has no size to be sent. Use bf16=True."
             )
 
     def prepare(
