@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,13 +45,25 @@ def fp32(args: Any) -> Iterator[str]:
         )
 
 
+def _apex(word: str) -> str:
+    """The sentence about apex. There is another package of that name, without mixed precision."""
+    try:
+        installed = importlib.util.find_spec("apex.amp") is not None
+    except Exception:  # the other one's own code runs when it is looked into
+        installed = False
+    cure = f"with {word}=True leave half_precision_backend at 'auto', torch's autocast, which is what O1 was."
+    if installed:
+        return f"half_precision_backend='apex' is not driven by drivetrain, since apex has given up apex.amp: {cure}"
+    return (
+        "half_precision_backend='apex' needs apex.amp, which is not installed, and which apex has given up: "
+        f"{cure}"
+    )
+
+
 def _backend(args: Any, word: str) -> Iterator[str]:
     backend = str(getattr(args.half_precision_backend, "value", args.half_precision_backend))
     if backend == "apex":
-        yield (
-            "half_precision_backend='apex' is not supported, since torch's autocast took its place: "
-            f"with {word}=True leave half_precision_backend at 'auto'."
-        )
+        yield _apex(word)
     if backend == "cuda_amp" and not _cuda(args):
         yield (
             f"half_precision_backend='cuda_amp' needs a CUDA device, {_where(args)}. "

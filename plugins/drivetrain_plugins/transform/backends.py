@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 from typing import Any
 
 from drivetrain.errors import did_you_mean
 
+# These run what was captured as it is. torch's graphs leave it to AOTAutograd, which all others go through, to
+# draw a checkpointed block's random numbers again: without it dropout has another mask in the backward pass.
+EAGER = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
+REDRAWING = ("inductor", "cudagraphs", "openxla")
 # Older spellings, and torch's own.
 _RENAMED = {"aot_cudagraphs": "cudagraphs"}
 
@@ -24,6 +29,9 @@ def problems(args: Any) -> list[str]:
     """Why the arguments cannot be met here, one sentence each; empty where they can."""
     import torch._dynamo
 
+    if args.torch_compile_backend == "ipex" and importlib.util.find_spec("intel_extension_for_pytorch"):
+        importlib.import_module("intel_extension_for_pytorch")  # which makes it known
+
     given = args.torch_compile_backend or args.torchdynamo or "inductor"
     given = str(getattr(given, "value", given))
     backend, mode = chosen(args)
@@ -33,6 +41,11 @@ def problems(args: Any) -> list[str]:
         found.append(
             f"torch_compile_backend={given!r} is not a backend of this torch ({torch.__version__})."
             f"{did_you_mean(backend, known)} It has: {', '.join(known)}."
+        )
+    elif backend in EAGER and args.gradient_checkpointing:
+        found.append(
+            f"torch_compile_backend={given!r} does not draw the random numbers of checkpointed blocks again, so that "
+            "gradients are wrong under dropout: with gradient_checkpointing=True use 'aot_eager' or 'inductor'."
         )
     elif backend == "cudagraphs" and (args.use_cpu or not torch.cuda.is_available()):
         found.append(
@@ -52,6 +65,11 @@ def problems(args: Any) -> list[str]:
     if mode is not None:
         found.extend(_mode(backend, mode))
     return found
+
+
+def redraws(backend: str) -> bool:
+    """Whether a backend is known to draw the random numbers of checkpointed blocks again."""
+    return backend.startswith("aot_") or backend in REDRAWING
 
 
 def _mode(backend: str, mode: str) -> list[str]:

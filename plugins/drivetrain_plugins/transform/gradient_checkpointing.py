@@ -37,6 +37,10 @@ class GradientCheckpointingOptions:
     def __post_init__(self) -> None:
         if isinstance(self.blocks, str):
             raise ValueError("blocks must be a list of patterns, not one string.")
+        if self.blocks and self.use_reentrant:
+            raise ValueError(
+                "use_reentrant is for a model's own switch, which blocks leave aside: give one of them."
+            )
 
 
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -104,6 +108,11 @@ class GradientCheckpointing:
             return
         if not self.options.blocks and self._by_switch(model):
             return
+        if self.options.use_reentrant:
+            raise ConfigurationError(
+                f"use_reentrant of gradient_checkpointing is for a model's own switch, and {type(model).__name__} has "
+                "none: leave it out."
+            )
         blocks = self._by_name(model) if self.options.blocks else repeated_blocks(model)
         if not blocks:
             raise ConfigurationError(

@@ -13,7 +13,7 @@ from torch import nn
 
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
-from drivetrain_plugins.transform.backends import chosen
+from drivetrain_plugins.transform.backends import chosen, redraws
 from drivetrain_plugins.transform.compilations import Watch, sentences
 
 logger = logging.getLogger("drivetrain")
@@ -79,6 +79,12 @@ class TorchCompile:
         """Sets how `model` is called, and leaves the model in its place."""
         self._undo()
         backend, mode = chosen(run.args)
+        if run.args.gradient_checkpointing and not redraws(backend):
+            logger.warning(
+                "torch_compile_backend=%r may not draw the random numbers of checkpointed blocks again, unless it uses "
+                "AOTAutograd: gradients are then wrong under dropout.",
+                backend,
+            )
         # The mode is inductor's; other backends complain of an argument that they do not know.
         extra = {"mode": mode} if backend == "inductor" and mode is not None else {}
         self._compiled, self._before = model, model._compiled_call_impl

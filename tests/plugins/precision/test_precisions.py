@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -180,7 +181,10 @@ def test_tf32_and_half_evaluation_without_cuda(make_run):
 @pytest.mark.parametrize(
     ("backend", "sentence"),
     [
-        ("apex", "'apex' is not supported, since torch's autocast took its place: with fp16=True leave"),
+        (
+            "apex",
+            "'apex' needs apex.amp, which is not installed, and which apex has given up: with fp16=True",
+        ),
         ("cuda_amp", "half_precision_backend='cuda_amp' needs a CUDA device"),
     ],
 )
@@ -189,6 +193,38 @@ def test_backends(make_run, backend, sentence):
     found = list(kind.FP16.probe(args))
     assert sentence in found[0]
     assert list(kind.BF16.probe(make_run(bf16=True, half_precision_backend="cpu_amp").args)) == []
+
+
+@pytest.mark.parametrize("has_amp", [True, False])
+def test_an_apex_that_is_installed(make_run, tmp_path, monkeypatch, has_amp):
+    """A stand-in for apex, which no index has: with mixed precision as it once was, or another package of its name."""
+    package = tmp_path / "apex"
+    package.mkdir()
+    (package / "__init__.py").write_text("" if has_amp else "raise RuntimeError('not this one')")
+    (package / "amp.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "apex"]:
+        monkeypatch.delitem(sys.modules, name)
+    found = list(kind.FP16.probe(make_run(half_precision_backend="apex").args))
+    assert ("is not driven by drivetrain" in found[0]) is has_amp
+    assert ("which is not installed" in found[0]) is not has_amp
+    monkeypatch.delitem(sys.modules, "apex", raising=False)
+
+
+def test_what_does_nothing_is_said(make_run):
+    """A level of apex without apex, and a backend of mixed precision without mixed precision."""
+    from drivetrain.resolve import resolve
+
+    def inert(**arguments: Any) -> list[str]:
+        return resolve(make_run(**arguments).args).inert
+
+    assert inert(bf16=True, fp16_opt_level="O2") == [
+        "fp16_opt_level='O2' has no effect under the precision bf16."
+    ]
+    assert inert(half_precision_backend="cpu_amp") == [
+        "half_precision_backend='cpu_amp' has no effect under the precision fp32."
+    ]
+    assert inert(bf16=True, half_precision_backend="cpu_amp", bf16_full_eval=True) == []
 
 
 # -- TF32: torch has its flags on every machine ------------------------------------------------------------

@@ -228,6 +228,68 @@ def test_together_with_compilation(tmp_path: Path) -> None:
     assert all("forward" not in vars(block) for block in made.model.layers.layers)
 
 
+class Drops(nn.Module):
+    """Its gradient shows the mask of the backward pass, its output that of the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Mask() for _ in range(2))
+        self.same: list[bool] = []
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = [block(x) for block in self.blocks]
+        return {"loss": outputs[0].sum() + outputs[1].sum(), "one": outputs[0], "other": outputs[1]}
+
+
+class Mask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(torch.ones_like(x) * self.weight)
+
+
+class Sees(Trainer):
+    """Notes of each micro-batch whether forward and backward had one mask."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        loss, self.outputs = super().compute_loss(model, inputs, return_outputs=True)
+        return loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super().training_step(model, inputs)
+        for block, output in zip(self.model.blocks, ("one", "other"), strict=True):
+            self.same.append(torch.equal(block.weight.grad, self.outputs[output].detach().sum(0)))
+        return loss
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.same: list[bool] = []
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_dropout_has_one_mask_in_forward_and_backward(tmp_path: Path, backend: str | None) -> None:
+    torch._dynamo.reset()
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, learning_rate=0.0, report_to="none", save_strategy="no", use_cpu=True,
+        disable_tqdm=True, torch_compile_backend=backend, gradient_checkpointing=True,
+        plugins={"gradient_checkpointing": {"blocks": ["blocks.*"]}},
+    )  # fmt: skip
+    made = Sees(Drops(), args, train_dataset=rows())
+    made.train()
+    assert made.same == [True] * 4
+
+
+def test_a_backend_that_gives_dropout_another_mask_is_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path, Deep(), gradient_checkpointing=True, torch_compile_backend="eager")
+    with pytest.raises(
+        ConfigurationError, match="gradients are wrong under dropout: with gradient_checkpointing=True"
+    ):
+        made.train()
+
+
 def test_a_model_with_a_switch_uses_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
@@ -257,6 +319,42 @@ def test_a_model_with_a_switch_uses_it(tmp_path: Path) -> None:
     assert not model.transformer.gradient_checkpointing
     assert model.config.use_cache is True
     assert losses(made) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_both_forms_of_a_models_switch_are_exact_with_dropout(tmp_path: Path, use_reentrant: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config)
+    data = [{"input_ids": torch.arange(8) + i, "labels": torch.arange(8) + i} for i in range(16)]
+    plain = trainer(tmp_path / "plain", copy.deepcopy(model), data)
+    plain.train()
+    options = {"gradient_checkpointing": {"use_reentrant": use_reentrant}}
+    made = trainer(tmp_path / "made", model, data, gradient_checkpointing=True, plugins=options)
+    calls = []
+    model.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    made.train()
+    # The older form runs without gradients at first, and with them again.
+    assert calls == ([False, True] if use_reentrant else [True, True]) * 2
+    for (
+        name,
+        tensor,
+    ) in plain.model.state_dict().items():  # the head's weight, which is tied, sums in another order
+        torch.testing.assert_close(made.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_the_older_form_is_for_a_switch_alone(tmp_path: Path) -> None:
+    options = {"gradient_checkpointing": {"use_reentrant": True}}
+    with pytest.raises(
+        ConfigurationError, match="is for a model's own switch, and Deep has none: leave it out"
+    ):
+        trainer(tmp_path, Deep(), gradient_checkpointing=True, plugins=options).train()
+    with pytest.raises(ValueError, match="give one of them"):
+        GradientCheckpointingOptions(blocks=["blocks.*"], use_reentrant=True)
 
 
 @pytest.mark.gpu
