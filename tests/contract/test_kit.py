@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -95,6 +96,15 @@ def test_importing_the_kit_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_its_page_names_every_attribute_and_every_test() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+    attributes = [entry.name for entry in dataclasses.fields(Spec) if entry.name != "name"]
+    assert list(StrategyContract.__annotations__) == attributes
+    tests = [name for name in dir(StrategyContract) if name.startswith("test_")]
+    assert len(tests) > 20
+    assert [name for name in (*attributes, *tests) if f"`{name}`" not in text] == []
 
 
 def test_no_test_of_the_contract_can_be_replaced() -> None:

@@ -18,6 +18,12 @@ FSDP = {
 class TestDDP(StrategyContract):
     strategy = "ddp"
     engine = "DistributedDataParallel"
+    processes = (2,)
+
+
+@pytest.mark.soak
+class TestDDPWithMore(TestDDP):
+    processes = (3, 4, 2)
 
 
 @pytest.mark.soak

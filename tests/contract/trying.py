@@ -10,7 +10,7 @@ import pytest
 
 from drivetrain.testing import StrategyContract
 from drivetrain.testing.launching import Runs
-from drivetrain.testing.machinery import Contract, needed, references, written_before_read
+from drivetrain.testing.machinery import Contract, in_order, needed, references
 from drivetrain.testing.plan import Plan
 from drivetrain.testing.scenario import Outcome
 from drivetrain.testing.spec import Spec
@@ -69,9 +69,7 @@ class Trial:
             plan, (name, parameters) = mutant.plan(folder), mutant.method
             wanted += needed(getattr(StrategyContract, name).needs.runs(plan, **parameters), plan)
         unique = {scenario.folder: scenario for scenario in wanted}
-        runs.run(
-            written_before_read(sorted(unique.values(), key=lambda s: (s.act == "kill", s.act == "raise")))
-        )
+        runs.run(in_order(unique.values()))
         self.outcomes: dict[str, Outcome] = runs.outcomes
 
     def message(self, mutant: Mutant) -> str:

@@ -19,7 +19,7 @@ from drivetrain.testing.spec import Spec
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
-# Failing runs end their launch, so they come last.
+# Failing runs end their launch.
 ORDER = {"raise": 1, "kill": 2}
 
 
@@ -63,17 +63,13 @@ class Bench:
     def run(self, wanted: Iterable[Scenario], known: dict[str, Outcome]) -> None:
         """Runs what is not known yet, and puts it beside what is."""
         new = {scenario.folder: scenario for scenario in wanted if scenario.folder not in known}
-        ordered = sorted(new.values(), key=lambda scenario: ORDER.get(scenario.act, 0))
-        self.runs.run(written_before_read(ordered))
+        self.runs.run(in_order(new.values()))
         known |= self.runs.outcomes
 
 
-def written_before_read(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """With one number of processes a run that goes on from a checkpoint comes after the one that writes it."""
-    first = [scenario for scenario in scenarios if scenario.resume is None and scenario.act not in ORDER]
-    last = [scenario for scenario in scenarios if scenario.act in ORDER]
-    going = [scenario for scenario in scenarios if scenario.resume is not None]
-    return [*first, *going, *last]
+def in_order(scenarios: Iterable[Scenario]) -> list[Scenario]:
+    """What writes checkpoints before what goes on from them, so that nobody waits for himself; what fails is last."""
+    return sorted(scenarios, key=lambda scenario: (ORDER.get(scenario.act, 0), scenario.resume is not None))
 
 
 def needed(scenarios: Iterable[Scenario], plan: Plan) -> list[Scenario]:
