@@ -11,6 +11,8 @@ import pytest
 from support.installed import ROOT, Site
 from support.pages import blocks
 
+pytestmark = pytest.mark.timeout(1500)
+
 GUIDE = ROOT / "docs" / "write-a-strategy.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
 INCLUDED = re.compile(r"^```\{literalinclude\} (?P<path>\S+)\n(?P<options>(?::.*\n)*)```$", re.MULTILINE)
@@ -74,7 +76,6 @@ def test_the_plugin_is_found(folder: Path, installed: Site) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
 def test_it_trains_and_the_contract_passes(folder: Path, installed: Site) -> None:
     later = [found for found in commands() if found[0][:2] in (["drivetrain", "train"], ["pytest", "-q"])]
     assert [words[0] for words, _ in later] == ["drivetrain", "pytest"]

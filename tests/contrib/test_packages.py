@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support.installed import PACKAGES, ROOT, Site
 
+pytestmark = pytest.mark.timeout(1500)
+
 CONTRIB = ROOT / "contrib"
 PUBLIC = {"drivetrain", "drivetrain.testing"}
 OTHERS = {"torch", "pytest", "safetensors"}
@@ -89,7 +91,6 @@ def test_it_is_the_algorithm_by_hand(site: Site, package: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("package", PACKAGES)
 def test_it_keeps_the_contract(site: Site, package: str) -> None:
     """All of the package's own tests."""

@@ -71,7 +71,7 @@ def launch(out: Path, plan: dict[str, dict[str, Any]], processes: int) -> list[d
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
-        printed, _ = process.communicate(timeout=280)
+        printed, _ = process.communicate(timeout=600)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
