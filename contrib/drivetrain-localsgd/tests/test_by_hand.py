@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,14 +66,15 @@ def launch(out: Path, plan: dict[str, dict[str, Any]], processes: int) -> list[d
     ]
     process = subprocess.Popen(
         [*command, str(HERE / "record.py"), str(out), json.dumps(plan)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         printed, _ = process.communicate(timeout=600)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its workers, which lead groups of their own
+        process.communicate(timeout=60)
+        raise
     assert process.returncode == 0, printed[-8000:]
     return [
         {name: torch.load(out / f"{name}-{rank}.pt", weights_only=True) for name in plan}
