@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -91,3 +92,24 @@ def test_a_process_that_hangs_on_a_dead_one_ends():
         "ProcessError: Another process of this run has ended: rank 1, without a word, as when it is killed or finds no "
         "memory."
     )
+
+
+def test_who_leaves_for_want_of_memory_is_known_to_all(three):
+    heard = threading.Event()
+    three[0].on_short(heard.set)
+    three[2].tell_short()
+    for news in three:
+        assert news.failure() is None  # it is no failure, and nobody waits longer for one
+        assert news.short_of_memory() == 2
+    assert heard.is_set()
+    # In the next group it is old news, also where it comes late.
+    assert [news.next_group() for news in three[:2]] == [1, 1]
+    three[2].tell_short()
+    assert [news.short_of_memory() for news in three] == [None, None, 2]
+    # A failure counts for more: the run cannot begin anew.
+    three[1].tell_short()
+    three[1].tell("ValueError: my own fault")
+    end = time.monotonic() + 60
+    while not three[0].has_failed() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "rank 1 by ValueError" in three[0].failure()
