@@ -15,7 +15,7 @@ import torch
 
 from drivetrain.errors import ConfigurationError
 from drivetrain.testing import StrategyContract, comparing
-from drivetrain.testing.launching import living
+from drivetrain.testing.launching import Runs, living
 from drivetrain.testing.meaning import of_factor
 from drivetrain.testing.plan import Plan
 from drivetrain.testing.scenario import Scenario
@@ -170,6 +170,19 @@ def test_single_is_given_the_settings_and_not_the_arguments(tmp_path: Path) -> N
     assert rows == [12, 12, 12]
 
 
+def test_where_no_process_begins_no_more_are_started(tmp_path: Path) -> None:
+    (tmp_path / "drivetrain.py").write_text("raise ImportError('it is broken')")
+    runs = Runs(tmp_path, {"PYTHONPATH": str(tmp_path)})
+    plan = Plan(Spec("TestMine", "mine"), tmp_path, tmp_path)
+    first, second = plan.reference("plain"), plan.reference("whole")
+    runs.run([first, second])
+    assert runs.outcomes[first.folder].trouble == (
+        "rank 0 ended before it began without a word; ImportError: it is broken"
+    )
+    assert runs.outcomes[second.folder].trouble.startswith("It was not run, since no process has begun: ")
+    assert len(list(tmp_path.glob("launch-*.json"))) == 1
+
+
 def test_what_is_no_number_is_a_difference() -> None:
     assert comparing.numbers("losses", "loss {}", [float("nan")], [1.0], 1.0)
     assert comparing.tensors("weights", {"w": torch.tensor([float("nan")])}, {"w": torch.ones(1)}, 1.0)
@@ -188,6 +201,8 @@ def test_what_is_no_number_is_a_difference() -> None:
         (0.5, "norm is that of one process's part"),
         (1.0, ""),
         (1.3, ""),
+        (0.0, ""),
+        (float("nan"), ""),
     ],
 )
 def test_known_factors_have_causes(ratio: float, words: str) -> None:

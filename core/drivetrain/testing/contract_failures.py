@@ -34,7 +34,7 @@ class Failures:
         (outcome,) = contract.outcomes
         reasons = []
         for rank in outcome.ranks:
-            words = [rank.misspelt, *(f"Did you mean '{name}'" for name in rank.options[:1])]
+            words = [rank.misspelt, *(["Did you mean"] if rank.options else [])]
             if not rank.error:
                 reasons.append(
                     f"rank {rank.rank} trained with the option {rank.misspelt!r}, which there is not"

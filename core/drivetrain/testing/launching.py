@@ -26,6 +26,9 @@ WORKER = "drivetrain.testing.worker"
 GRACE = 60.0
 """Seconds, beyond its limit, that a run may be silent: processes start in them, and end."""
 
+TOO_LONG, ENOUGH = "took too long", 3
+"""So many runs may take longer than they may; after that no more are begun."""
+
 # What a launcher has told this process, which is not meant for those that are started here.
 FOREIGN = (
     *SIZE_VARIABLES,
@@ -57,7 +60,7 @@ class Runs:
         self.outcomes: dict[str, Outcome] = {}
         self._heard = time.monotonic()
         self._launches = itertools.count(1)
-        self._stopped = False
+        self._stopped, self._slow, self._hopeless = False, 0, ""
 
     def run(self, scenarios: Sequence[Scenario]) -> None:
         """Runs all, those of different numbers of processes at the same time: one may wait for another's checkpoint."""
@@ -76,6 +79,10 @@ class Runs:
     def _all(self, scenarios: list[Scenario]) -> None:
         left = scenarios
         while left and not self._stopped:
+            if self._hopeless:
+                for scenario in left:
+                    self._note(scenario, f"It was not run, since {self._hopeless}.")
+                return
             left = left[self._launch(left) :]
 
     def _launch(self, scenarios: list[Scenario]) -> int:
@@ -104,42 +111,61 @@ class Runs:
         self, process: subprocess.Popen[bytes], scenarios: list[Scenario], plan: Path, log: Path
     ) -> int:
         for done, scenario in enumerate(scenarios, 1):
-            trouble = ""
-            while not _has_told(scenario):
-                if process.poll() is not None and not _has_told(scenario):
-                    trouble = _silence(scenario, log)
-                    break
-                if self._stopped:
-                    raise InterruptedError("The contract's runs were broken off.")
-                if time.monotonic() - self._heard > scenario.limit + GRACE:
-                    silent = f"nothing was heard within {scenario.limit + GRACE:.0f} seconds"
-                    trouble = f"{silent}; {_silence(scenario, log)}"
-                    break
-                time.sleep(0.02)
-            self._heard = time.monotonic()
+            trouble = self._wait(process, scenario, log)
             failing = scenario.act in ("raise", "kill")
             if (failing or done == len(scenarios)) and not trouble:
-                trouble = self._end_of(process, scenario, plan)
-            outcome = read_outcome(scenario, trouble)
-            if not trouble and not failing:
-                outcome.trouble = errors_of(outcome)
-            self.outcomes[scenario.folder] = outcome
-            (Path(scenario.folder) / "ended").touch()
-            self._heard = time.monotonic()
-            if trouble or failing or any(rank.error and rank.began for rank in outcome.ranks):
-                return done
-            if any(rank.error for rank in outcome.ranks) and not all(rank.error for rank in outcome.ranks):
-                return done
+                trouble = self._end_of(scenario, plan)
+            if trouble:
+                self._despair(trouble, plan)
+            outcome = self._note(scenario, trouble)
+            failed = [rank for rank in outcome.ranks if rank.error]
+            whole = not failed or (len(failed) == scenario.world and not any(rank.began for rank in failed))
+            if trouble or failing or not whole:
+                return done  # the processes end, and the rest is begun anew
         return len(scenarios)
 
-    def _end_of(self, process: subprocess.Popen[bytes], scenario: Scenario, plan: Path) -> str:
+    def _wait(self, process: subprocess.Popen[bytes], scenario: Scenario, log: Path) -> str:
+        """Until all ranks have told of a run; says what is wrong where they never will."""
+        while not _has_told(scenario):
+            if self._stopped:
+                raise InterruptedError("The contract's runs were broken off.")
+            if process.poll() is not None and not _has_told(scenario):
+                return _silence(scenario, log)
+            if time.monotonic() - self._heard > scenario.limit + GRACE:
+                silent = f"nothing was heard within {scenario.limit + GRACE:.0f} seconds"
+                return f"{silent}; {_silence(scenario, log)}"
+            time.sleep(0.02)
+        return ""
+
+    def _end_of(self, scenario: Scenario, plan: Path) -> str:
         """Waits for the processes to end by themselves; says which have not."""
         until = time.monotonic() + scenario.limit + GRACE
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self._stopped:
             if not (alive := living(plan)):
                 return ""
+            self._heard = time.monotonic()
             time.sleep(0.02)
-        return f"ranks {alive} did not end within {scenario.limit + GRACE:.0f} seconds after the run."
+        return f"ranks {alive} did not end within {scenario.limit + GRACE:.0f} seconds after the run"
+
+    def _despair(self, trouble: str, plan: Path) -> None:
+        """No more runs are begun where no process begins, or each takes all the time that it has."""
+        self._slow += TOO_LONG in trouble
+        if not list(plan.parent.glob(f"{plan.stem}-rank-*.lock")):
+            self._hopeless = f"no process has begun: {trouble}"
+        elif self._slow >= ENOUGH:
+            self._hopeless = f"{self._slow} runs before it took too long"
+
+    def _note(self, scenario: Scenario, trouble: str) -> Outcome:
+        """Keeps the outcome of a run, and lets those that wait for its checkpoints know that it is over."""
+        outcome = read_outcome(scenario, trouble)
+        if not trouble and scenario.act not in ("raise", "kill"):
+            outcome.trouble = errors_of(outcome)
+        self.outcomes[scenario.folder] = outcome
+        ended = Path(scenario.folder) / "ended"
+        ended.parent.mkdir(parents=True, exist_ok=True)
+        ended.touch()
+        self._heard = time.monotonic()
+        return outcome
 
 
 def errors_of(outcome: Outcome) -> str:
@@ -164,13 +190,13 @@ def _silence(scenario: Scenario, log: Path) -> str:
         at = f" while {stage.read_text()}" if stage.exists() else " before it began"
         frames = _frames(stack.read_text()) if stack.exists() else []
         if frames:
-            found.append(f"rank {rank} took too long{at}; it was in {' < '.join(frames)}")
+            found.append(f"rank {rank} {TOO_LONG}{at}; it was in {' < '.join(frames)}")
         else:
             found.append(f"rank {rank} ended{at} without a word")
     outcome = read_outcome(scenario)
     if said := errors_of(outcome):
         found.append(said)
-    elif not any("took too long" in each for each in found):
+    elif not any(TOO_LONG in each for each in found):
         lines = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
         found += [lines[-1].strip()] if lines else []
     return "; ".join(found)

@@ -91,6 +91,8 @@ def _of_norms(found: Outcome, wanted: Outcome, first: dict[str, Finding]) -> str
 def of_factor(ratio: float, scenario: Scenario) -> str:
     """Of gradients, or of a norm of them, that are a known number of times too large; "" of any other number."""
     world, accumulation = scenario.world, int(scenario.arguments["gradient_accumulation_steps"])
+    if not 0 < ratio < math.inf:
+        return ""
     causes = []
 
     def near(value: float) -> bool:

@@ -120,6 +120,8 @@ def misspell(strategy: str, arguments: dict[str, Any], report: Report) -> None:
     options = load_info("strategy", strategy).options_class()
     report.options = [] if options is None else [entry.name for entry in fields(options)]
     report.misspelt = f"{report.options[0]}s" if report.options else "anything"
+    while report.misspelt in report.options:
+        report.misspelt += "s"
     arguments.setdefault("plugins", {}).setdefault(strategy, {})[report.misspelt] = 1
 
 
