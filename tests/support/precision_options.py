@@ -101,7 +101,7 @@ def trainer(folder: Path, **arguments: Any) -> Trainer:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     args = TrainingArguments(
         str(folder), max_steps=8, per_device_train_batch_size=8 // world, gradient_accumulation_steps=2,
-        per_device_eval_batch_size=8, learning_rate=1e-2, logging_steps=1, save_steps=4, report_to="none", use_cpu=True,
+        per_device_eval_batch_size=8, learning_rate=2e-3, logging_steps=1, save_steps=4, report_to="none", use_cpu=True,
         disable_tqdm=True, **arguments,
     )  # fmt: skip
     return Trainer(Net(), args, train_dataset=rows(), eval_dataset=rows(20), plugins=objects)
