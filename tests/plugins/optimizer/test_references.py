@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,10 @@ def trained(word: Any, folder: Path, resume: Path | None = None, **arguments: An
 
 
 @pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """torchao's update is compiled for minutes; the same one is run as it is written."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+def eager(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torchao's update is compiled for minutes; the same one is run as it is written, but in `soak`."""
+    compiled = request.node.get_closest_marker("soak") is not None
+    with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -228,3 +228,19 @@ def test_a_state_that_the_optimizer_cannot_go_on_with_is_refused_before_training
     forge.seal_anything(checkpoint)
     with pytest.raises(CheckpointError, match=r"cannot go on with|refuses the optimizer state"):
         trained(word, tmp_path / "third", checkpoint, max_steps=3, save_steps=2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
+@pytest.mark.parametrize("word", ["adamw_torch_8bit", "adamw_torch_4bit"])
+def test_torchaos_update_compiled_is_the_one_that_is_written(tmp_path, word):
+    needs(word)
+    compiled = trained(word, tmp_path / "compiled")
+    again = trained(word, tmp_path / "again", tmp_path / "compiled" / "checkpoint-25")
+    assert all(map(torch.equal, compiled.model.parameters(), again.model.parameters()))
+    with torch.compiler.set_stance("force_eager"):
+        written = trained(word, tmp_path / "written")
+    for (name, one), other in zip(compiled.model.named_parameters(), written.model.parameters(), strict=True):
+        far = (one - other).abs() / RATE
+        assert far.mean() < 0.02, name

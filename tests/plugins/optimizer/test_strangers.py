@@ -91,11 +91,11 @@ def test_a_package_brings_a_word(site, tmp_path):
     rates = [group["lr"] for group in run.optimizer.param_groups]
     assert rates[2] == pytest.approx(rates[0] * 0.1)
     assert rates[0] < 1e-2
-    with pytest.raises(ConfigurationError, match="Unknown optimizer 'signun'. Did you mean 'signum'"):
+    with pytest.raises(ConfigurationError, match=r"Unknown optimizer 'signun'. Did you mean 'signum'"):
         resolve(trainer(tmp_path / "wrong", optim="signun").args)
     inert = resolve(trainer(tmp_path / "inert", optim="signum", adam_beta1=0.5).args).inert
     assert "adam_beta1=0.5 has no effect under the optimizer signum." in inert
-    with pytest.raises(ConfigurationError, match="Signum has no option 'momentun'. Did you mean 'momentum'"):
+    with pytest.raises(ConfigurationError, match=r"Signum has no option 'momentun'. Did you mean 'momentum'"):
         trainer(tmp_path / "option", optim="signum", param_groups=[{"match": "*", "momentun": 1}]).train()
 
 
