@@ -42,8 +42,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """Accumulation `3+1`: three micro-batches an update, and at the end of the first epoch one is left over."""
 
-RATES = {"sgd": 0.05, "rmsprop": 1e-3, "lion": 1e-4}
-"""Learning rates that are not 0.01. Small where the first steps are of the sign of a gradient, which bf16 may turn."""
+RATES = {"sgd": 0.05, "rmsprop": 1e-3, "lion": 1e-4, "muon": 3e-3}
+"""Learning rates that are not 0.01. Small where a step is as long for a small gradient, which bf16 may turn."""
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "precision": {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}},

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -188,6 +189,8 @@ def main(plan: str, out: str) -> int:
             "seconds": 0.0,
         }
         begun = time.monotonic()
+        if scenario.breaks:  # torchrun's may come before this rank has told how it ended
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             (run_cell if scenario.cell else run)(scenario, folder, report)
         except Exception as error:
