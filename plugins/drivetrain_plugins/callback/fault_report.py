@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from drivetrain_plugins.callback.magnitudes import Magnitude
 from drivetrain_plugins.callback.progress import is_terminal
 
 _WIDE = 80  # columns from which shapes are shown
+_FILE = 110  # columns of a file, and of a log
 
 
 def show(title: str, frames: Sequence[Frame], fault: Magnitude | None, file: Path | None) -> None:
@@ -26,11 +28,16 @@ def show(title: str, frames: Sequence[Frame], fault: Magnitude | None, file: Pat
         title: what is said above them.
         frames: the oldest first.
         fault: the tensor that is marked.
-        file: where they are written as well, 110 columns wide.
+        file: where they are written as well.
     """
     terminal = is_terminal(sys.stderr)
     console = Console(
-        file=sys.stderr, force_terminal=terminal, force_jupyter=False, highlight=False, no_color=not terminal
+        file=sys.stderr,
+        width=None if terminal or "COLUMNS" in os.environ else _FILE,
+        force_terminal=terminal,
+        force_jupyter=False,
+        highlight=False,
+        no_color=not terminal,
     )
     with console.capture() as captured:  # written at once, so that ranks do not write into each other's
         _print(console, title, frames, fault)
@@ -39,7 +46,7 @@ def show(title: str, frames: Sequence[Frame], fault: Magnitude | None, file: Pat
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         plain = io.StringIO()
-        _print(Console(file=plain, width=110, no_color=True, highlight=False), title, frames, fault)
+        _print(Console(file=plain, width=_FILE, no_color=True, highlight=False), title, frames, fault)
         text = "".join(f"{line.rstrip()}\n" for line in plain.getvalue().splitlines())
         file.write_text(text, encoding="utf-8")
 

@@ -88,7 +88,7 @@ class NanSkip:
         self.on_substep_end(run)
         loss, self._loss = self._loss, None
         assert loss is not None
-        numbers = loss.detach().float().reshape(1)
+        numbers = torch.as_tensor(loss, dtype=torch.float32, device=run.device).detach().reshape(1)
         norm = _norm(run) if run.precision.policy.loss_scale is None else torch.zeros(1)
         numbers = torch.cat((numbers, norm.to(numbers).reshape(1)))
         if run.processes.world_size > 1:

@@ -82,7 +82,7 @@ class NanWatch:
     def _send(self, run: Run) -> Callable[[], list[float]]:
         loss, self._loss = self._loss, None
         assert loss is not None
-        numbers = loss.detach().float().reshape(1)
+        numbers = torch.as_tensor(loss, dtype=torch.float32, device=run.device).detach().reshape(1)
         update = run.update
         if update is not None and update.grad_norm is not None and update.stepped:
             # Under a loss scale that is too large the norm is infinite, the scaler skips, and nothing is wrong.
