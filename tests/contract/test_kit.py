@@ -49,7 +49,7 @@ def test_three_lines_run_what_is_chosen_and_say_what_is_skipped(tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "1 passed, 4 skipped" in done.stdout
+    assert "1 passed, 5 skipped" in done.stdout
     assert "nobody listens" in done.stdout
     assert "shards = () says that nothing is spread" in done.stdout
     assert "it does not refuse clipping" in done.stdout
