@@ -33,7 +33,11 @@ NOT_CALLED = {
     "_load_rng_state": "a checkpoint's random state is restored as it was",
     "_rotate_checkpoints": "delete checkpoints in on_save of a callback, and leave save_total_limit out",
     "_wrap_model": "write a strategy or a transform",
+    "torch_jit_model_eval": "write a transform, or leave jit_mode_eval out and trace the model yourself",
+    "ipex_optimize_model": "write a transform, or leave use_ipex out and call the extension yourself",
 }
+# These were called where their argument is set; else a script calls them itself.
+_CALLED_UNDER = {"torch_jit_model_eval": "jit_mode_eval", "ipex_optimize_model": "use_ipex"}
 
 
 class InnerNames(TrainerBase):
@@ -76,10 +80,15 @@ class InnerNames(TrainerBase):
         problems = [
             f"{type(self).__name__} overrides {name}, which drivetrain does not call: {cure}."
             for name, cure in NOT_CALLED.items()
-            if getattr(type(self), name, None) is not getattr(InnerNames, name, None)
+            if self._overrides(name) and getattr(self.args, _CALLED_UNDER.get(name, ""), True)
         ]
         if problems:
             raise ConfigurationError(problems)
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a class of the user's has this method."""
+        owner = next((cls for cls in type(self).__mro__ if name in vars(cls)), None)
+        return owner is not None and not owner.__module__.startswith("drivetrain.")
 
     def __getstate__(self) -> dict[str, Any]:
         """For `copy.deepcopy`: without what only a run under way needs; the next one makes it anew."""

@@ -45,9 +45,15 @@ def test_every_hook_has_a_heading_with_its_arguments() -> None:
 
 
 def test_every_option_of_the_built_in_plugins_is_in_a_table() -> None:
-    """Optimizers and schedulers, each with its options and their defaults."""
-    text = text_of("optimizers-and-schedulers.md")
-    for kind in ("optimizer", "scheduler"):
+    """Each with its options, on the page of its kind."""
+    pages = {
+        "optimizer": "optimizers-and-schedulers.md",
+        "scheduler": "optimizers-and-schedulers.md",
+        "precision": "precision.md",
+        "transform": "transforms.md",
+    }
+    for kind, page in pages.items():
+        text = text_of(page)
         for name in discover.names(kind):
             entry = discover.find(kind, name)
             if entry.distribution != "drivetrain":

@@ -308,3 +308,15 @@ def test_there_is_one_wrapper_for_a_model_and_one_for_what_replaced_it(make_run:
     plugin.transform_model(run, other)
     assert other._compiled_call_impl is not None
     assert run.model._compiled_call_impl is None
+
+
+def test_an_override_that_nothing_calls_is_an_error_where_it_was_called(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def torch_jit_model_eval(self, model: Any, dataloader: Any, training: bool = False) -> Any:
+            return model
+
+    assert trainer(tmp_path, cls=Own, data=rows(8)).evaluate()["eval_loss"] > 0
+    with pytest.raises(
+        ConfigurationError, match="Own overrides torch_jit_model_eval, which drivetrain does not call"
+    ):
+        trainer(tmp_path, cls=Own, data=rows(8), jit_mode_eval=True)
