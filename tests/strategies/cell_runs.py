@@ -12,10 +12,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from drivetrain import Trainer, TrainerCallback, TrainingArguments
-from strategies.cells import BREAKS, data_of, handed_in
+from strategies.cells import BREAKS, data_of, handed_in, model_of_cells
 from strategies.configurations import CONFIGURATIONS
 from strategies.measuring import elements, engine, innermost
-from strategies.model import Block, build, collate
+from strategies.model import Block, collate
 from strategies.scenario import Scenario
 
 BROKEN = 5
@@ -74,7 +74,7 @@ def run_cell(scenario: Scenario, folder: Path, report: dict[str, Any]) -> None:
     cell = scenario.cell
     settings = copy.deepcopy({**CONFIGURATIONS[scenario.configuration].arguments, **scenario.settings})
     settings["per_device_train_batch_size"] = scenario.rows_a_process
-    model, watcher = build(), Watcher(report)
+    model, watcher = model_of_cells(), Watcher(report)
     trainer = CellTrainer(
         model=model,
         args=TrainingArguments(str(folder / "run"), **settings),

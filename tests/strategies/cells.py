@@ -15,7 +15,7 @@ import torch
 
 from strategies.configurations import CONFIGURATIONS, Configuration
 from strategies.covering import Row, Target, cover, pairs
-from strategies.model import LONGEST, TRAINED_ROWS, rows
+from strategies.model import LONGEST, TRAINED_ROWS, Small, build, rows
 from strategies.scenario import ROWS_AN_UPDATE, Scenario
 
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -144,11 +144,28 @@ def all_cells() -> list[Row]:
     return sorted(trained + refused, key=lambda cell: FACTORS["strategy"].index(cell["strategy"]))
 
 
+ANY_LENGTH = ("ddp", "fsdp2-full", "zero2")
+"""Strategies, of three engines, in whose compiled cells with micro-batches left over rows have any length."""
+
+
 def lengths(cell: Row) -> str:
-    """Of the rows: `mixed`; or `one`, so that less is compiled, of which the cells with micro-batches left over do."""
-    return cell.get(
-        "lengths", "mixed" if cell["compile"] == "off" or cell["accumulation"] == "3+1" else "one"
-    )
+    """Of the rows: `mixed`; or `one`, for which far less is compiled."""
+    mixed = cell["compile"] == "off" or (cell["strategy"] in ANY_LENGTH and cell["accumulation"] == "3+1")
+    return cell.get("lengths", "mixed" if mixed else "one")
+
+
+def model_of_cells() -> Small:
+    """The model, in which no parameter begins at zero.
+
+    Such a one would be the sum of its few steps, and where bf16 turns the sign of a small gradient, another one.
+    """
+    model = build()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1, generator=generator)
+    return model
 
 
 def reference(cell: Row) -> Row:

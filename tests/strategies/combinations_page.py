@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from strategies.cells import FACTORS, REQUIRED, name_of, refusals
+from strategies.cells import ANY_LENGTH, FACTORS, REQUIRED, name_of, refusals
 from strategies.combining import Cell, Combinations
 from strategies.comparing import TOLERANCE
 from strategies.covering import pairs
@@ -34,7 +34,7 @@ nox -s strategies -- --combinations docs/strategies/combinations.md
 
 Accumulation `3+1` is three micro-batches an update with one left over at the end of an epoch, which goes on into the next;
 `3` fits. `handed in` is an optimizer that the script built itself, a NAdam with two groups. fp16 needs a device that has it.
-Compiled are batches of one length and of two sizes, and in rows of `3+1` batches of any length.
+Compiled are batches of one length and of two sizes; under {lengths} in rows of `3+1` batches of any length.
 
 Each strategy's launch ends with a run in which one rank fails in the middle of an update: it speaks first, and the other
 ends with a sentence that names it.
@@ -148,6 +148,7 @@ def page(combinations: Combinations) -> str:
         full=len({name_of(c.row | {"optimizer": "", "compile": ""}) for c in cells if not refusals(c.row)})
         // len({cell.row["strategy"] for cell in cells}),
         pairs=len(pairs(FACTORS)),
+        lengths=", ".join(ANY_LENGTH),
         **TOLERANCE,
     )
     parts = [head, *map(markdown, grids(combinations)), "## Every combination\n"]
