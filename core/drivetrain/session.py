@@ -133,7 +133,8 @@ class Session:
         """The strategy's context of an evaluation in the midst of training, once for evaluations within another."""
         make_context, self._evaluation = self._evaluation, None
         try:
-            with make_context() if make_context is not None else nullcontext(), evaluation_weights(self.run):
+            # The optimizer's first: a strategy may bring together what each process would evaluate.
+            with evaluation_weights(self.run), make_context() if make_context is not None else nullcontext():
                 yield
         finally:
             self._evaluation = make_context
