@@ -1,4 +1,4 @@
-"""NaN in several processes: run by test_nan_ranks.py under torchrun, with a folder and an engine."""
+"""NaN and what is measured, in several processes: run by test_debugging_ranks.py, with a folder and engines."""
 
 from __future__ import annotations
 
@@ -173,10 +173,26 @@ def alone(folder: Path, engine: str) -> None:
             ), sentence
 
 
+def measured(folder: Path, engine: str) -> None:
+    """Each rank measures itself."""
+    plugins = {
+        "profiler": {"wait": 1, "warmup": 1, "active": 2, "ranks": "all", "top": 3},
+        "flops": {"every": 3},
+    }
+    run = made(folder, engine, data(), 7, plugins=plugins, skip_memory_metrics=False)
+    metrics = run.train().metrics
+    assert (folder / "profile" / f"rank{dist.get_rank()}-updates-3-4.pt.trace.json.gz").exists()
+    # Four rows a rank: the first layer's product twice, since its input has no gradient, the second's three times.
+    assert metrics["train_flops_per_update"] == 2 * BATCH * (2 * 8 * 16 + 3 * 16 * 3), metrics
+    assert metrics["train_mem_cpu_peaked_delta"] >= 0
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     fairscale_shim.install()
     for chosen in sys.argv[2:]:
         whole(Path(sys.argv[1]) / chosen, chosen)
         alone(Path(sys.argv[1]) / chosen, chosen)
+        if chosen == "ddp":
+            measured(Path(sys.argv[1]) / chosen, chosen)
         print(f"rank {dist.get_rank()} is whole: {chosen}")

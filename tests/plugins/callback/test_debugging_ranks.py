@@ -1,4 +1,4 @@
-"""NaN in two processes, of which one or both have it, under real engines."""
+"""Debugging in two processes under real engines: NaN on one of them or on both, and what each measures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.launch import torchrun
 
-SCRIPT = Path(__file__).with_name("nan_ranks.py")
+SCRIPT = Path(__file__).with_name("debugging_ranks.py")
 
 
 def test_all_ranks_come_to_the_same_end(tmp_path: Path) -> None:
@@ -15,6 +15,7 @@ def test_all_ranks_come_to_the_same_end(tmp_path: Path) -> None:
     for engine in ("ddp", "fsdp"):
         for rank in (0, 1):
             assert f"rank {rank} is whole: {engine}" in printed
+    assert printed.count("The dearest operators") == 1  # rank 0 speaks
 
 
 @pytest.mark.soak

@@ -22,6 +22,8 @@ def test_without_torch_xla(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_xla") is None, reason="needs torch_xla")
 def test_the_counters_are_printed(tmp_path: Path, capsys: Any) -> None:
-    made = trainer(tmp_path, debug="tpu_metrics_debug", max_steps=2, save_strategy="no", evaluation_strategy="epoch")
+    made = trainer(
+        tmp_path, debug="tpu_metrics_debug", max_steps=2, save_strategy="no", evaluation_strategy="epoch"
+    )
     made.train()
     assert capsys.readouterr().out.count("Metric: ") >= 2
