@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class Trial:
 
     def __init__(self, mutants: list[Mutant], folder: Path) -> None:
         self.folder = folder
-        runs = Runs(folder, {"PYTHONPATH": str(MUTANTS)})
+        path = os.pathsep.join(filter(None, (str(MUTANTS), os.environ.get("PYTHONPATH"))))
+        runs = Runs(folder, {"PYTHONPATH": path})
         wanted = []
         for mutant in mutants:
             plan, (name, parameters) = mutant.plan(folder), mutant.method

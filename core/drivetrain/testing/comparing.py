@@ -154,7 +154,7 @@ def run(found: Outcome, wanted: Outcome, tolerance: float) -> list[Finding]:
         what = "steps, and must be skipped" if odd and one.stepped[place] else "is skipped, and must step"
         made.append(Finding("stepped", f"update {place + 1} {what} (Update.stepped)", place))
     made += _log(one.log, first.log, tolerance)
-    if found.scenario.twice:
+    if found.scenario.twice and not made:
         made += numbers(
             "losses of the second training",
             "the loss of micro-batch {} of the second training",
@@ -184,7 +184,8 @@ def predictions(found: Outcome, wanted: Outcome, tolerance: float) -> list[Findi
         return [
             Finding("order", f"predictions are those of the rows {_shown(order)}, not {_shown(expected)}")
         ]
-    made = tensors("predictions", here, there, tolerance)
+    if made := tensors("predictions", here, there, tolerance):
+        return made  # the metrics are those of other predictions
     for name, value in wanted.ranks[0].metrics.items():
         if name not in found.ranks[0].metrics:
             made.append(Finding("metrics", f"the metric {name} is missing"))

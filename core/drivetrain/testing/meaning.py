@@ -118,7 +118,8 @@ def of_factor(ratio: float, scenario: Scenario) -> str:
         )
     if not causes:
         return ""
-    how = f"{ratio:.3g} times as large, with {world} processes and {accumulation} micro-batches an update: "
+    batches = "1 micro-batch" if accumulation == 1 else f"{accumulation} micro-batches"
+    how = f"{ratio:.3g} times as large, with {world} processes and {batches} an update: "
     return how + ", or ".join(causes) + "."
 
 
