@@ -44,6 +44,24 @@ def test_overhead_runs_on_every_kind_of_data(tmp_path: Path) -> None:
         assert set(kind["targets_met"]) == {"drivetrain to hand", "drivetrain-bar to drivetrain"}
 
 
+def test_optimizers_are_measured_in_turn(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = ["--rounds", "2", "--words", "adamw_torch,adamw_hf,nobody", "--json", str(out)]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "optimizers.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "nobody: left out: Unknown optimizer 'nobody'." in done.stdout
+    figures = json.loads(out.read_text())
+    assert set(figures) == {"adamw_torch", "adamw_hf"}
+    assert all(7.9 < found["bytes"] < 8.1 for found in figures.values())
+
+
 def test_an_unknown_engine_is_named() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCH / "overhead.py"), "--engines", "hand,nobody"],

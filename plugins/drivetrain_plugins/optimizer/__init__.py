@@ -8,6 +8,7 @@ from typing import Any
 from drivetrain.plugin import PluginInfo
 from drivetrain_plugins.optimizer import probes
 from drivetrain_plugins.probing import options_probe
+from drivetrain_plugins.strategy.xla.info import XLA
 
 _ARGUMENTS = ("optim", "optim_args", "learning_rate", "weight_decay", "param_groups")
 _BETAS = ("adam_beta1", "adam_beta2")
@@ -178,8 +179,7 @@ ADAMW_TORCH_XLA = _info(
     "vendors:AdamWXLA",
     "NoOptions",
     _ADAM,
-    requires="torch_xla>=2.9",
-    extra="xla",
+    requires=XLA.requires[0],  # the release that goes with this torch
     device=probes.xla,
 )
 ADAMW_APEX_FUSED = _info(
