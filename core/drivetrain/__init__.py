@@ -37,9 +37,16 @@ if TYPE_CHECKING:
     from drivetrain.plugin import Weight as Weight
     from drivetrain.plugin import hookimpl as hookimpl
     from drivetrain.run import Run as Run
+    from drivetrain.slots import Hub as Hub
+    from drivetrain.slots import Launcher as Launcher
+    from drivetrain.slots import LRScheduler as LRScheduler
     from drivetrain.slots import OptimizerFactory as OptimizerFactory
+    from drivetrain.slots import Precision as Precision
+    from drivetrain.slots import PrecisionPolicy as PrecisionPolicy
     from drivetrain.slots import Prepared as Prepared
     from drivetrain.slots import SchedulerFactory as SchedulerFactory
+    from drivetrain.slots import Search as Search
+    from drivetrain.slots import Strategy as Strategy
     from drivetrain.slots import TrainState as TrainState
     from drivetrain.slots import Update as Update
     from drivetrain.trainer import Trainer as Trainer
@@ -82,6 +89,12 @@ _HOMES: dict[str, str] = {
     "Weight": "drivetrain.plugin",
     "hookimpl": "drivetrain.plugin",
     "Run": "drivetrain.run",
+    "Strategy": "drivetrain.slots",
+    "Precision": "drivetrain.slots",
+    "Hub": "drivetrain.slots",
+    "Search": "drivetrain.slots",
+    "Launcher": "drivetrain.slots",
+    "LRScheduler": "drivetrain.slots",
     "OptimizerFactory": "drivetrain.slots",
     "SchedulerFactory": "drivetrain.slots",
     "PrecisionPolicy": "drivetrain.slots",

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support.installed import PACKAGES, ROOT, Site
 
+import drivetrain
+
 pytestmark = pytest.mark.timeout(1500)
 
 CONTRIB = ROOT / "contrib"
@@ -38,6 +40,15 @@ def test_it_imports_the_public_package_alone(package: str) -> None:
         for module in imported(path) - PUBLIC - beside - {"__future__"}:
             top = module.partition(".")[0]
             assert top in OTHERS | {own} | set(sys.stdlib_module_names), f"{path.name} imports {module}"
+
+
+def test_what_a_slot_must_do_is_public() -> None:
+    """The Protocols; and one process's strategy, from which others begin, has every method of its own."""
+    for name in ("Strategy", "Precision", "Hub", "Search", "Launcher"):
+        assert getattr(getattr(drivetrain, name), "_is_protocol", False), name
+    methods = {name for name in vars(drivetrain.Strategy) if not name.startswith("_")}
+    assert methods > {"prepare", "micro_batch", "update"}
+    assert methods <= set(dir(drivetrain.WholeParameters))
 
 
 def test_they_are_listed_and_shown(site: Site) -> None:
