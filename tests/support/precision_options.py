@@ -26,9 +26,10 @@ class HalfOnCPU(PlainPrecision):
     """fp16 where its plugin refuses to: autocast and GradScaler are torch's own, and a CPU has them too."""
 
     name = "fp16_on_cpu"
+    init_scale = 2.0**10
 
     def policy_of(self, args: Any) -> PrecisionPolicy:
-        scale = {"init_scale": 2.0**10, "growth_interval": 3}
+        scale = {"init_scale": self.init_scale, "growth_interval": 3}
         return PrecisionPolicy(self.name, compute=torch.float16, loss_scale=scale)
 
     @hookimpl

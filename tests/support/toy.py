@@ -49,6 +49,10 @@ def trainer(
         "trace_hooks",
         "model_init",
         "model",
+        "data_collator",
+        "tokenizer",
+        "processing_class",
+        "preprocess_logits_for_metrics",
     )
     own = {name: kwargs.pop(name) for name in known if name in kwargs}
     if isinstance(kwargs.get("plugins"), list):  # objects; options by name are an argument

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 
 Condition = Callable[[Any], bool]
 
+
+def _has_accelerator() -> bool:
+    import torch  # whoever asks is about to train, and arguments alone need no torch
+
+    return torch.accelerator.is_available()
+
+
 INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (
         ("logging_steps",),
@@ -25,6 +32,16 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
         ("logging_nan_inf_filter",),
         lambda args: args.logging_strategy == "no" and not args.logging_first_step,
         "logging_strategy is 'no'",
+    ),
+    (
+        ("dataloader_pin_memory",),
+        lambda args: not _has_accelerator(),
+        "there is no accelerator",
+    ),
+    (
+        ("eval_accumulation_steps",),
+        lambda args: args.use_cpu or not _has_accelerator(),
+        "the device is a CPU, whose memory is the host's",
     ),
     (("log_level_replica",), lambda args: asked_for() == 1, "there is one process"),
     (("log_on_each_node", "save_on_each_node"), lambda args: on_one_node(), "there is one node"),

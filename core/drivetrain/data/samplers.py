@@ -156,16 +156,19 @@ def train_sampler(
         rows: of an update over all processes; by default as the arguments say.
 
     Raises:
-        ConfigurationError: the dataset is empty, or `group_by_length` finds no lengths.
+        ConfigurationError: the dataset is empty, `group_by_length` finds no lengths, or no column has the name that
+            `length_column_name` says.
     """
     if is_iterable_style(dataset) or not has_length(dataset):
         return None
     if len(dataset) == 0:
         raise ConfigurationError("The training dataset is empty: give train_dataset at least one row.")
     if args.group_by_length:
-        lengths = None
-        if args.length_column_name in (getattr(dataset, "column_names", None) or ()):
-            lengths = dataset[args.length_column_name]
+        lengths, column = None, args.length_column_name
+        if column in (getattr(dataset, "column_names", None) or ()):
+            lengths = dataset[column]
+        elif column not in (None, "length"):  # somebody's own choice; the usual name is one that may be there
+            lengths = _column(dataset, column)
         names = getattr(processing_class, "model_input_names", None)
         if rows is None:
             rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -173,6 +176,20 @@ def train_sampler(
     if args.data_seed is not None:
         return SeededRandomSampler(dataset, args.data_seed)
     return RandomSampler(dataset)
+
+
+def _column(dataset: Any, name: str) -> list[int]:
+    """The lengths that each row has under a name."""
+    row = dataset[0]
+    if not hasattr(row, "keys") or name not in row:
+        found = (
+            f"they have {', '.join(map(str, row.keys()))}" if hasattr(row, "keys") else "they are no dicts"
+        )
+        raise ConfigurationError(
+            f"length_column_name={name!r} is no column of the training rows: {found}. Name one of lengths, or leave it"
+            " out, and lengths are measured."
+        )
+    return [int(dataset[index][name]) for index in range(len(dataset))]
 
 
 def eval_sampler(dataset: Any, args: Any = None) -> Sampler[int] | None:

@@ -76,6 +76,19 @@ def test_the_column_of_lengths_is_used():
     assert train_sampler(data, arguments(group_by_length=True), tokenizer).lengths == [1, 1, 1]
 
 
+def test_the_column_of_lengths_may_be_one_of_rows_that_are_dicts():
+    rows = [{"n": n, "input_ids": [1]} for n in (3, 1, 2)]
+    named = arguments(group_by_length=True, length_column_name="n")
+    assert train_sampler(rows, named).lengths == [3, 1, 2]
+    assert train_sampler(rows, arguments(group_by_length=True)).lengths == [1, 1, 1]
+    with pytest.raises(ConfigurationError) as caught:
+        train_sampler([{"input_ids": [1]}], named)
+    assert str(caught.value) == (
+        "length_column_name='n' is no column of the training rows: they have input_ids. Name one of lengths, or leave it"
+        " out, and lengths are measured."
+    )
+
+
 def test_the_arguments_choose_the_sampler():
     assert type(train_sampler([1, 2], arguments())) is RandomSampler
     assert type(train_sampler([1, 2], arguments(data_seed=1))) is SeededRandomSampler
