@@ -204,9 +204,7 @@ def words(seen: Seen, folder: Path, **settings: Any) -> None:
     """Sequences of several lengths, padded, and labels of which some count for nothing."""
     data = [sentence(index) for index in range(44)]
     more = {"model": Words(), "data": data, "compute_metrics": by_input}
-    train(
-        seen, folder, **{**more, "per_device_train_batch_size": 4, "length_column_name": "size", **settings}
-    )
+    train(seen, folder, **{**more, "per_device_train_batch_size": 4, **settings})
 
 
 class TwoTargets(torch.nn.Module):
