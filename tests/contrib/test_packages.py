@@ -85,7 +85,7 @@ def test_the_command_line_trains_under_one(site: Site, task: Path) -> None:
 
 
 def test_a_wrong_option_and_a_wrong_name_are_said(site: Site, task: Path) -> None:
-    command = ("drivetrain", "train", "waves.toml", "--nproc", "2", "--use-cpu", "--output-dir", "runs/none")
+    command = ("drivetrain", "train", "waves.toml", "--use-cpu", "--output-dir", "runs/none")
     wrong = site.run(*command, "--strategy", "localsgd", "--plugins.localsgd.evry", "3", folder=task, code=2)
     assert "the strategy 'localsgd' has no option 'evry'. Did you mean 'every'?" in wrong
     assert not (task / "runs" / "none").exists()
