@@ -8,7 +8,7 @@ from typing import Any
 from drivetrain.plugin import PluginInfo
 from drivetrain_plugins.optimizer import probes
 from drivetrain_plugins.probing import options_probe
-from drivetrain_plugins.strategy.xla.info import XLA
+from drivetrain_plugins.strategy.xla import info as xla
 
 _ARGUMENTS = ("optim", "optim_args", "learning_rate", "weight_decay", "param_groups")
 _BETAS = ("adam_beta1", "adam_beta2")
@@ -179,7 +179,7 @@ ADAMW_TORCH_XLA = _info(
     "vendors:AdamWXLA",
     "NoOptions",
     _ADAM,
-    requires=XLA.requires[0],  # the release that goes with this torch
+    requires=xla.XLA.requires[0],  # the release that goes with this torch
     device=probes.xla,
 )
 ADAMW_APEX_FUSED = _info(
