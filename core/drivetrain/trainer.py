@@ -40,6 +40,7 @@ from drivetrain.inputs import Inputs
 from drivetrain.keeping import Keeping
 from drivetrain.last_update import LastUpdate, last_update_of
 from drivetrain.length import RunLength, every
+from drivetrain.logs import speak
 from drivetrain.loop import Position, train_loop
 from drivetrain.loss import LossWindow
 from drivetrain.output import Output
@@ -50,7 +51,6 @@ from drivetrain.reports import Reports
 from drivetrain.resolve import Plan, is_documented_callback, resolve
 from drivetrain.run import Run
 from drivetrain.search import hyperparameter_search
-from drivetrain.secret import guard
 from drivetrain.seeding import set_seed
 from drivetrain.session import Session, culprits_named
 from drivetrain.slots import LRScheduler, TrainState
@@ -120,8 +120,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         if args is None:
             args = TrainingArguments(output_dir="tmp_trainer")
         self.args = args
-        logger.setLevel(args.get_process_log_level())
-        guard(logger)
+        speak(args.get_process_log_level())
         set_seed(args.seed)
         self.is_in_train = False
         self.check_overrides()
