@@ -11,7 +11,7 @@ import pytest
 
 from drivetrain.testing import StrategyContract
 from drivetrain.testing.launching import Runs
-from drivetrain.testing.machinery import Contract, in_order, needed, references
+from drivetrain.testing.machinery import Contract, in_order, needed
 from drivetrain.testing.plan import Plan
 from drivetrain.testing.scenario import Outcome
 from drivetrain.testing.spec import Spec
@@ -51,7 +51,7 @@ class Mutant:
         """Its runs."""
         claims = {"strategy": "replica", "processes": (2,), "options": {"fault": self.fault}, **self.claims}
         contract = type("TestMutant", (StrategyContract,), claims)
-        return Plan(Spec.of(contract), folder / self.name, references())
+        return Plan(Spec.of(contract), folder / self.name, folder / "single")
 
 
 class Trial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,15 +148,6 @@ def named(scenario: Scenario, article: str = "The") -> str:
 _known: dict[str, Outcome] = {}
 """Outcomes of this session, by folder. The references are those of every contract."""
 
-_references: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def references() -> Path:
-    """The folder of the runs of `single`, deleted at the end of the session's process."""
-    if not _references:
-        _references.append(tempfile.TemporaryDirectory(prefix="drivetrain-contract-"))
-    return Path(_references[0].name)
-
 
 def on_cuda(spec: Spec) -> bool:
     """Whether the runs are on CUDA devices, one a process."""
@@ -172,8 +162,9 @@ def contract_of(request: pytest.FixtureRequest, factory: pytest.TempPathFactory)
     bench: Bench | None = cls.__dict__.get("_bench")
     if bench is None:
         spec = Spec.of(cls)
-        folder = factory.mktemp(cls.__name__)
-        bench = Bench(Plan(spec, folder, references(), on_cuda(spec)), Runs(folder, spec.environment))
+        folder, single = factory.mktemp(cls.__name__), factory.getbasetemp() / "drivetrain-single"
+        single.mkdir(exist_ok=True)
+        bench = Bench(Plan(spec, folder, single, on_cuda(spec)), Runs(folder, spec.environment))
         cls._bench = bench
     plan, item = bench.plan, request.node
     if reason := why_skipped(item, plan.spec):
