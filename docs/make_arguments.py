@@ -57,7 +57,7 @@ says so ([what is not there yet](index.md#what-is-there)). An argument that is s
 others is named once in the log, and in the plan that `drivetrain train` prints.
 
 No argument is silent: a test (`tests/core/arguments/test_every_argument.py`) trains with each of them and without. The
-last line of an entry tells in what the two runs differ, and names the test that shows the whole meaning of the argument,
+last line of an entry tells in what the two runs differ, and names the test that shows the argument's whole meaning,
 where there is one.
 
 On the command line underscores may be dashes (`--warmup-steps 100`); a flag may stand alone (`--bf16`), and
