@@ -14,7 +14,7 @@ in float32 and no summation it is AdamW (Loshchilov and Hutter, 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -158,7 +158,7 @@ def _put_back(tensors: list[Tensor], computed: list[Tensor]) -> None:
         _copy(tensors, computed)
 
 
-def _copy(tensors: list[Tensor], computed: list[Tensor]) -> None:
+def _copy(tensors: Sequence[Tensor], computed: Sequence[Tensor]) -> None:
     for tensor, value in zip(tensors, computed, strict=True):  # torch's _foreach_copy_ takes no DTensors
         tensor.copy_(value)
 
