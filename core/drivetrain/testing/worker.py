@@ -30,7 +30,7 @@ from drivetrain.discover import load_info
 from drivetrain.testing.bare import check_bare
 from drivetrain.testing.listener import Halving, Listener
 from drivetrain.testing.model import EVALUATED_ROWS, build, collate, rows
-from drivetrain.testing.scaling import Scaled, spiked
+from drivetrain.testing.scaling import SPIKE, Scaled, spiked
 from drivetrain.testing.scenario import Report, Scenario, read
 from drivetrain.trainer import Trainer
 
@@ -83,8 +83,9 @@ class Spiked(Watched):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
         """As the Trainer's, but for gradients."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if self.is_in_train and self.run.state.global_step == 0 and RANK == WORLD - 1:
-            loss = spiked(loss, outputs["logits"])
+        if self.model_wrapped.training:
+            first = self.run.state.global_step == 0 and RANK == WORLD - 1
+            loss = spiked(loss, outputs["logits"], SPIKE if first else 0.0)
         return (loss, outputs) if return_outputs else loss
 
 
