@@ -42,8 +42,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """Accumulation `3+1`: three micro-batches an update, and at the end of the first epoch one is left over."""
 
-RATES = {"sgd": 0.05, "rmsprop": 1e-3, "lion": 1e-4, "muon": 3e-3}
-"""Learning rates that are not 0.01. Small where a step is as long for a small gradient, which bf16 may turn."""
+RATES = {"sgd": 0.05, "rmsprop": 1e-3, "lion": 1e-4}
+"""Learning rates that are not 0.003. Small where a step is as long for a small gradient, which bf16 may turn."""
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "precision": {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}},
@@ -55,11 +55,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "clipping": {"on": {"max_grad_norm": 0.5}, "off": {"max_grad_norm": 0.0}},
     "checkpointing": {"off": {}, "on": {"gradient_checkpointing": True}},
     "optimizer": {
-        name: {"optim": name, "learning_rate": RATES.get(name, 1e-2)}
+        name: {"optim": name, "learning_rate": RATES.get(name, 3e-3)}
         for name in FACTORS["optimizer"]
         if name != "handed in"
     }
-    | {"handed in": {"learning_rate": 1e-2}},
+    | {"handed in": {"learning_rate": 3e-3}},
     "compile": {"off": {}, "aot_eager": {"torch_compile_backend": "aot_eager"}},
 }
 
@@ -229,5 +229,5 @@ def handed_in(cell: Row, model: torch.nn.Module) -> tuple[Any, None] | None:
         return None
     matrices = [p for p in model.parameters() if p.dim() == 2 and p.requires_grad]
     others = [p for p in model.parameters() if p.dim() != 2 and p.requires_grad]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "lr": 5e-3}]
-    return torch.optim.NAdam(groups, lr=1e-2, decoupled_weight_decay=True), None
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "lr": 1.5e-3}]
+    return torch.optim.NAdam(groups, lr=3e-3, decoupled_weight_decay=True), None

@@ -12,6 +12,7 @@ from torch.distributed import distributed_c10d
 PATIENCE = 5.0
 """Seconds. Processes that fail in the same way arrive within a fraction of one."""
 _PAUSE = 0.02
+_TOGETHER, _APART = "together", "apart"  # what the first to know says for all
 _meetings = itertools.count()
 
 
@@ -37,6 +38,8 @@ class Together:
             while come < self._world_size and time.monotonic() < until:
                 time.sleep(_PAUSE)
                 come = store.add(self._key, 0)
+            # Whoever comes after somebody has given up finds all counted, and must not wait for who is gone.
+            verdict = _TOGETHER if come >= self._world_size else _APART
+            return bool(store.compare_set(f"{self._key}/verdict", "", verdict) == _TOGETHER.encode())
         except Exception:
             return False  # the process that held the store is gone
-        return bool(come >= self._world_size)
