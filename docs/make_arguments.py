@@ -77,9 +77,8 @@ def entry(row: Row) -> str:
 def shown(name: str) -> str:
     """What comes of an argument that is set, and the test that shows it."""
     cases: list[dict[str, Any]] = EFFECTS["effects"][name]
-    places = sorted(
-        {place for case in cases for place in case.get("changes", "").split()}, key=list(PLACES).index
-    )
+    changed = {place for case in cases for place in case.get("changes", "").split()}
+    places = [told for place, told in PLACES.items() if place in changed]
     parts = [f"seen in {', '.join(places)}"] if places else []
     for case in cases:
         if "like" in case:
@@ -90,10 +89,10 @@ def shown(name: str) -> str:
         parts.append("said where it has no effect")
     if any("error" in case for case in cases):
         parts.append("an error where it cannot be")
+    if name in EFFECTS["tests"]:
+        parts.append(f"`{existing(name, EFFECTS['tests'][name])}`")
     told = "; ".join(parts)
-    told = f"*{told[0].upper()}{told[1:]}.*" if told else ""
-    test = f"`{existing(name, EFFECTS['tests'][name])}`" if name in EFFECTS["tests"] else ""
-    return f"{told} {test}".strip()
+    return f"*{told[0].upper()}{told[1:]}.*"
 
 
 def existing(name: str, test: str) -> str:

@@ -156,3 +156,22 @@ def test_evaluation_runs_and_counts_what_is_kept(tmp_path: Path) -> None:
         (engine, 200) for engine in ("drivetrain", "drivetrain-fed")
     ]
     assert [run["kept MB"] for run in runs] == [0.0816, 0]
+
+
+@pytest.mark.slow
+def test_options_train_in_turn(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    work = {"layers": 1, "width": 48, "window": 1, "batch": 2, "context": 32}
+    words = f"--options plain,checkpointing --trainers drivetrain --rounds 2 --minutes 4 --json {out} --work"
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "options.py"), *words.split(), json.dumps(work)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    runs = json.loads(out.read_text())["runs"]["drivetrain"]
+    assert set(runs) == {"plain", "checkpointing"}
+    assert all(len(run["wall"]) == 2 and run["parameters"] == 54_480 for run in runs.values())
+    assert runs["plain"]["loss"] == pytest.approx(runs["checkpointing"]["loss"], rel=1e-5)
