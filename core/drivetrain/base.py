@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 class TrainerBase:
     """The attributes of a Trainer. `trainer.py` sets them; the parts in other files use them.
 
+    What transformers' Trainer does not have begins with an underscore, but for `run`: scripts keep their own
+    `self.losses` there, and the like.
+
     Attributes:
         args, model, tokenizer, data_collator, train_dataset, eval_dataset, compute_metrics,
         preprocess_logits_for_metrics: as they were given.
@@ -34,17 +37,17 @@ class TrainerBase:
         optimizer, lr_scheduler: as given, or as built; None before.
         callback_handler: the documented callbacks.
         run: what plugins see.
-        stages: tells the listeners of training, an evaluation or a prediction that begins or ends.
-        plugins: plugin objects that were handed in; `made_plugins`: those that were made, by `kind:name`.
-        is_in_train, is_evaluating: what is under way.
-        layout: how the rows of an update are laid out; None before a run.
-        disk: how many checkpoints there will be, against the free space; None where none are written.
-        resumed_from: the checkpoint that the run goes on from, if any.
-        writer, snapshot: the thread that writes checkpoints, and the state that is being written.
-        preemption: hears the signals that ask a run to leave; None before `train()`, and where nothing is saved.
-        parts: micro-batches that a batch is run in (`keep_effective_batch_size`).
-        written: checkpoints of this attempt, under `auto_find_batch_size`.
-        last_update: writes a checkpoint after an error; None where that was not asked for.
+        _stages: tells the listeners of training, an evaluation or a prediction that begins or ends.
+        _plugins: plugin objects that were handed in; `_made_plugins`: those that were made, by `kind:name`.
+        is_in_train, _is_evaluating: what is under way.
+        _layout: how the rows of an update are laid out; None before a run.
+        _disk: how many checkpoints there will be, against the free space; None where none are written.
+        _resumed_from: the checkpoint that the run goes on from, if any.
+        _writer, _snapshot: the thread that writes checkpoints, and the state that is being written.
+        _preemption: hears the signals that ask a run to leave; None before `train()`, and where nothing is saved.
+        _parts: micro-batches that a batch is run in (`keep_effective_batch_size`).
+        _checkpoints_written: those of this attempt, under `auto_find_batch_size`.
+        _last_update: writes a checkpoint after an error; None where that was not asked for.
     """
 
     args: TrainingArguments
@@ -61,26 +64,26 @@ class TrainerBase:
     lr_scheduler: LRScheduler | None
     callback_handler: CallbackHandler
     run: Run
-    stages: Stages
-    plugins: list[Any]
-    made_plugins: dict[str, Any]
-    trace_hooks: bool
+    _stages: Stages
+    _plugins: list[Any]
+    _made_plugins: dict[str, Any]
+    _trace_hooks: bool
     is_in_train: bool
-    is_evaluating: bool
+    _is_evaluating: bool
     current_flos: float
-    writer: BackgroundWriter | None
-    snapshot: TrainState | None
-    preemption: Preemption | None
-    last_update: LastUpdate | None
+    _writer: BackgroundWriter | None
+    _snapshot: TrainState | None
+    _preemption: Preemption | None
+    _last_update: LastUpdate | None
     _train_batch_size: int
     _eval_batch_size: int
-    parts: int = 1
-    written: set[str] | None = None
+    _parts: int = 1
+    _checkpoints_written: set[str] | None = None
     _made_scheduler: bool
     _past: Any = None
-    layout: Layout | None = None
-    disk: DiskPlan | None = None
-    resumed_from: str | None = None
+    _layout: Layout | None = None
+    _disk: DiskPlan | None = None
+    _resumed_from: str | None = None
 
     @property
     def state(self) -> TrainerState:
@@ -113,7 +116,7 @@ class TrainerBase:
         """Whether this is the run's first process."""
         return self.args.process_index == 0
 
-    def trains_still(self) -> bool:
+    def _trains_still(self) -> bool:
         """Whether the strategy holds the model that is being trained, or has just been."""
         return self._session is not None and self._session.is_wrapped
 

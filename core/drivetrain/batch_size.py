@@ -51,17 +51,17 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
         give_back()
         if processes.renew is not None:
             processes.renew(here)
-        tried = trainer._train_batch_size // trainer.parts
+        tried = trainer._train_batch_size // trainer._parts
         with culprits_named(trainer.run):
             _check_followed(before, made, trainer)
             _shrink(trainer, tried)
-        found = trainer._train_batch_size // trainer.parts
+        found = trainer._train_batch_size // trainer._parts
         logger.warning(
             "Out of memory with %d rows a device%s: starting again with %d%s.",
             tried,
             "" if here else " in another process",
             found,
-            f", {trainer.parts} parts a batch" if trainer.parts > 1 else "",
+            f", {trainer._parts} parts a batch" if trainer._parts > 1 else "",
         )
         beginning.put_back()
 
@@ -106,7 +106,7 @@ def go_on_with(trainer: Trainer, checkpoint: str | None) -> None:
         return  # another size has been asked for since
     trainer._train_batch_size = min(trainer._train_batch_size, layout.batch_size)
     if trainer.args.keep_effective_batch_size and layout.split.world == trainer.run.processes.world_size:
-        trainer.parts = max(trainer.parts, layout.split.parts)
+        trainer._parts = max(trainer._parts, layout.split.parts)
 
 
 def _shrink(trainer: Trainer, tried: int) -> None:
@@ -120,7 +120,7 @@ def _shrink(trainer: Trainer, tried: int) -> None:
         trainer._train_batch_size = tried // 2
         return
     batch = trainer._train_batch_size
-    trainer.parts = next(batch // rows for rows in range(tried // 2, 0, -1) if batch % rows == 0)
+    trainer._parts = next(batch // rows for rows in range(tried // 2, 0, -1) if batch % rows == 0)
 
 
 def _check_followed(before: int | None, made: int | None, trainer: Trainer) -> None:

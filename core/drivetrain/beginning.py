@@ -33,7 +33,7 @@ class Beginning:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        trainer.session()
+        trainer._open_session()
         self._model = trainer.model
         # A model that is built anew is not put back, but it is not the place to copy it either: it may be large.
         self._weights = None if trainer.model_init is not None else copied(dict(trainer.model.state_dict()))
@@ -44,7 +44,7 @@ class Beginning:
         self._data = data_state(trainer.train_dataset)
         self._flos = trainer.current_flos
         self._random = RandomState.capture()
-        trainer.written = set()
+        trainer._checkpoints_written = set()
 
     def let_go(self) -> None:
         """Refers no longer to what an attempt has made, so that its memory can be used again."""
@@ -53,7 +53,7 @@ class Beginning:
         trainer.optimizer, trainer.lr_scheduler = handler.optimizer, handler.lr_scheduler = self._updating
         run.optimizer = run.lr_scheduler = run.update = run.train_dataloader = None
         run.strategy = None  # type: ignore[assignment]  # the next attempt makes its own
-        trainer.batches = trainer._past = trainer.last_update = trainer.snapshot = None
+        trainer._batches = trainer._past = trainer._last_update = trainer._snapshot = None
         if trainer.model_init is not None:
             trainer.model = trainer.model_wrapped = run.model = run.model_wrapped = self._model
         for parameter in trainer.model.parameters():
@@ -79,7 +79,7 @@ class Beginning:
 
     def _remove_checkpoints(self) -> None:
         trainer = self.trainer
-        written, trainer.written = sorted(trainer.written or ()), set()
+        written, trainer._checkpoints_written = sorted(trainer._checkpoints_written or ()), set()
         standing = [folder for folder in written if os.path.isdir(folder)]
         if not standing or not trainer.run.keeps_state:
             return

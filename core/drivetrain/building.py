@@ -41,7 +41,7 @@ class Building(TrainerBase):
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Sets `self.optimizer`, unless there is one, and returns it."""
         if self.optimizer is None:
-            self.optimizer = optimizer_factory(self.session().run).build(self.model)
+            self.optimizer = optimizer_factory(self._open_session().run).build(self.model)
         return self.optimizer
 
     def create_scheduler(
@@ -51,7 +51,7 @@ class Building(TrainerBase):
         if self.lr_scheduler is None:
             used = self.optimizer if optimizer is None else optimizer
             assert used is not None
-            self.lr_scheduler = scheduler_factory(self.session().run, num_training_steps).build(used)
+            self.lr_scheduler = scheduler_factory(self._open_session().run, num_training_steps).build(used)
             self._made_scheduler = True
         return self.lr_scheduler
 
@@ -112,7 +112,7 @@ class Building(TrainerBase):
         made = self.create_scheduler(steps, optimizer)
         return made if made is not None else self.lr_scheduler
 
-    def session(self) -> Session:
+    def _open_session(self) -> Session:
         """The session under way, or one for a question asked outside of `train()`, with the plugins alone."""
         if self.is_in_train and self._session is not None:
             return self._session

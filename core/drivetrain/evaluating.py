@@ -26,7 +26,7 @@ from drivetrain.session import Session, culprits_named
 class Evaluations(TrainerBase):
     """The part of the Trainer that evaluates and predicts."""
 
-    is_evaluating = False
+    _is_evaluating = False
     _found: tuple[int, int] | None = None  # the evaluation batch that was asked for, and what fitted
 
     @property
@@ -62,8 +62,8 @@ class Evaluations(TrainerBase):
                 metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         start = time.time()
-        self.stages.begin("eval")
-        with self.evaluating():
+        self._stages.begin("eval")
+        with self._evaluating():
             loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
             output = halving_evaluation(
                 self,
@@ -78,7 +78,7 @@ class Evaluations(TrainerBase):
             )
             self._add_speed(output, metric_key_prefix, start)
             metrics = output.metrics
-            self.stages.end("eval", metrics)
+            self._stages.end("eval", metrics)
             self.log(metrics)
             for call in self.run.plan.events.on_evaluate:
                 call(self.run, metrics)
@@ -101,8 +101,8 @@ class Evaluations(TrainerBase):
             `predictions` and `label_ids` (arrays, rows first), and `metrics`.
         """
         start = time.time()
-        self.stages.begin("test")
-        with self.evaluating():
+        self._stages.begin("test")
+        with self._evaluating():
             loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
             output = halving_evaluation(
                 self,
@@ -115,20 +115,20 @@ class Evaluations(TrainerBase):
                 ),
             )
             self._add_speed(output, metric_key_prefix, start)
-            self.stages.end("test", output.metrics)
+            self._stages.end("test", output.metrics)
             for call in self.run.plan.events.on_predict:
                 call(self.run, output.metrics)
         return PredictionOutput(output.predictions, output.label_ids, output.metrics)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def _evaluating(self) -> Iterator[None]:
         """Within `train()` the strategy's own context, within itself nothing; else plugins and slots for this alone."""
         # A callback that evaluates at the very end of training does so with the model as it was trained.
-        if self._session is not None and self.trains_still():
+        if self._session is not None and self._trains_still():
             with self._session.evaluating():
                 yield
             return
-        if self.is_in_train or self.is_evaluating:
+        if self.is_in_train or self._is_evaluating:
             yield
             return
         run = self.run
@@ -136,7 +136,7 @@ class Evaluations(TrainerBase):
         session = Session(self, run)
         with culprits_named(run):
             try:
-                self.is_evaluating = True
+                self._is_evaluating = True
                 session.resolve(training=False)
                 session.open(training=False)
                 if self.model_init is not None and is_empty(self.model):
@@ -147,7 +147,7 @@ class Evaluations(TrainerBase):
                 self.model_wrapped = run.model_wrapped
                 yield
             finally:
-                self.is_evaluating = False
+                self._is_evaluating = False
                 session.close()
                 self.model_wrapped = self.model
 
@@ -168,7 +168,7 @@ class Evaluations(TrainerBase):
             ignore_keys: keys of the model's output that are left out.
             metric_key_prefix: of the metrics.
         """
-        with self.evaluating():  # a subclass's own evaluate() or predict() calls this by itself
+        with self._evaluating():  # a subclass's own evaluate() or predict() calls this by itself
             return evaluation_loop(
                 self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
@@ -192,7 +192,7 @@ class Evaluations(TrainerBase):
         """
         return prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
 
-    def fire_prediction_step(self) -> None:
+    def _fire_prediction_step(self) -> None:
         """Tells the listeners that a batch of an evaluation is done."""
         for call in self.run.plan.events.on_prediction_step:
             call(self.run)

@@ -195,7 +195,7 @@ def evaluation_loop(
                 feeding.add(EvalPrediction(results["logits"], results["labels"], results["inputs"]))
             seen += sum(shares)
             progress.done, progress.rows = step, progress.rows + mine
-            trainer.fire_prediction_step()
+            trainer._fire_prediction_step()
 
             if moved_every is not None and step % moved_every == 0:
                 for part in kept.values():

@@ -51,8 +51,8 @@ class InnerNames(TrainerBase):
 
     use_apex = use_cuda_amp = use_cpu_amp = do_grad_scaling = use_tune_checkpoints = False
     sharded_ddp = fsdp = deepspeed = None
-    losses: LossWindow
-    position: Position
+    _losses: LossWindow
+    _position: Position
     _trial: Any
     _ignore_keys: list[str] | None
 
@@ -62,16 +62,16 @@ class InnerNames(TrainerBase):
         def accelerator(self) -> Accelerator:
             """In trainer.py."""
 
-        def serve(self, run: Run) -> None:
+        def _serve(self, run: Run) -> None:
             """In trainer.py."""
 
-        def learning_rate(self) -> float:
+        def _learning_rate(self) -> float:
             """In trainer.py."""
 
-        def load_best_model(self) -> None:
+        def _put_best_model_in(self) -> None:
             """In trainer.py."""
 
-    def check_overrides(self) -> None:
+    def _check_overrides(self) -> None:
         """Looks for overrides that nothing would call.
 
         Raises:
@@ -92,7 +92,7 @@ class InnerNames(TrainerBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """For `copy.deepcopy`: without what only a run under way needs; the next one makes it anew."""
-        return {**self.__dict__, "batches": None, "_session": None, "writer": None, "snapshot": None}
+        return {**self.__dict__, "_batches": None, "_session": None, "_writer": None, "_snapshot": None}
 
     # -- what copies of methods ask ----------------------------------------------------------------------
 
@@ -118,23 +118,23 @@ class InnerNames(TrainerBase):
 
     @property
     def _memory_tracker(self) -> Stages:
-        return self.stages
+        return self._stages
 
     @property
     def _globalstep_last_logged(self) -> int:
-        return self.losses.last_logged
+        return self._losses.last_logged
 
     @_globalstep_last_logged.setter
     def _globalstep_last_logged(self, step: int) -> None:
-        self.losses.last_logged = step
+        self._losses.last_logged = step
 
     @property
     def _total_loss_scalar(self) -> float:
-        return self.losses.total
+        return self._losses.total
 
     @_total_loss_scalar.setter
     def _total_loss_scalar(self, total: float) -> None:
-        self.losses.total = total
+        self._losses.total = total
 
     # -- what copies of methods call ---------------------------------------------------------------------
 
@@ -190,26 +190,26 @@ class InnerNames(TrainerBase):
             tr_loss: the sum of losses since the last row of the log; a copy of this method sets it to 0 in place.
             model, trial, epoch, ignore_keys_for_eval: of the run.
         """
-        self.serve(self.run)
+        self._serve(self.run)
 
-    def service(self) -> tuple[Callable[[Run], None], bool]:
+    def _service(self) -> tuple[Callable[[Run], None], bool]:
         """What the loop calls for what is due, and whether it is called at every update."""
         serve, always = self._serves()
-        return (serve, always) if self.last_update is None else (self.last_update.after(serve), True)
+        return (serve, always) if self._last_update is None else (self._last_update.after(serve), True)
 
     def _serves(self) -> tuple[Callable[[Run], None], bool]:
         if type(self)._maybe_log_save_evaluate is InnerNames._maybe_log_save_evaluate:
-            return self.serve, False
+            return self._serve, False
 
         def own(run: Run) -> None:
             self._maybe_log_save_evaluate(
-                self.losses.sum, self.model, self._trial, self.position.epoch, self._ignore_keys
+                self._losses.sum, self.model, self._trial, self._position.epoch, self._ignore_keys
             )
 
         return own, True
 
     def _get_learning_rate(self) -> float:
-        return self.learning_rate()
+        return self._learning_rate()
 
     def _load_best_model(self) -> None:
-        self.load_best_model()
+        self._put_best_model_in()

@@ -40,7 +40,7 @@ class Inputs(TrainerBase):
     _past: Any = None
     _signature_columns: list[str] | None = None
 
-    def check_data(self) -> None:
+    def _check_data(self) -> None:
         """What can be said about the data before anything is built.
 
         Raises:
@@ -77,7 +77,7 @@ class Inputs(TrainerBase):
                 args.shown("data_seed"),
             )
 
-    def find_signature(self) -> None:
+    def _find_signature(self) -> None:
         """Which arguments of the model's forward are labels, and whether it can be asked for a loss."""
         model = type(self.model)
         names = list(inspect.signature(model.forward).parameters)
@@ -142,7 +142,7 @@ class Inputs(TrainerBase):
         )
 
     def _get_train_sampler(self) -> Sampler[int] | None:
-        rows = self.layout.rows if self.layout is not None else None
+        rows = self._layout.rows if self._layout is not None else None
         return train_sampler(self.train_dataset, self.args, self.tokenizer, rows)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
@@ -190,7 +190,7 @@ class Inputs(TrainerBase):
     def _labels(self) -> set[str]:
         return {*LABEL_COLUMNS, *self.label_names}
 
-    def weigh_by_tokens(self, batches: Any, done: int) -> TokenWeighted:
+    def _weigh_by_tokens(self, batches: Any, done: int) -> TokenWeighted:
         """The epoch's batches with weights by their tokens (`loss_reduction="tokens"`)."""
         run = self.run
         shifted = predicts_next_token(self.model)

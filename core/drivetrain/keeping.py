@@ -35,7 +35,7 @@ class Keeping(TrainerBase):
             run: the run.
             wait: for it; else it is ended only where it is done on every rank.
         """
-        writer = self.writer
+        writer = self._writer
         if writer is None or writer.under_way is None:
             return
         if wait or all(gather_objects(writer.is_idle(), run.processes)):
@@ -52,8 +52,8 @@ class Keeping(TrainerBase):
         for folder in folders:
             if folder is None:
                 continue
-            if self.disk is not None:
-                self.disk.written(folder)
+            if self._disk is not None:
+                self._disk.written(folder)
             run.state.global_step = saving.step_of(folder)
             try:
                 with evaluation_weights(run):  # for listeners that save the model in their own way
@@ -75,10 +75,10 @@ class Keeping(TrainerBase):
     def _finish_saving(self, run: Run) -> None:
         """Waits for the checkpoint that is being written, and tells of it."""
         self._end_write(run)
-        if self.writer is not None:
-            self._tell_saved(run, self.writer.take_saved())
+        if self._writer is not None:
+            self._tell_saved(run, self._writer.take_saved())
 
-    def load_best_model(self) -> None:
+    def _put_best_model_in(self) -> None:
         """Loads the weights of the best checkpoint."""
         folder = self.state.best_model_checkpoint
         assert folder is not None

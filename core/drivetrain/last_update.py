@@ -52,13 +52,13 @@ class LastUpdate:
         def serve_and_note(run: Run) -> None:
             self._step = -1
             serve(run)
-            if self.trainer.position.micro_batches % run.accumulation == 0:
+            if self.trainer._position.micro_batches % run.accumulation == 0:
                 self._note(run)  # else there are gradients, which the next micro-batch changes
 
         return serve_and_note
 
     def _note(self, run: Run) -> None:
-        trainer, losses = self.trainer, self.trainer.losses
+        trainer, losses = self.trainer, self.trainer._losses
         noted = {
             "position": saving.position_of(trainer, run),
             "plugin_states": plugin_states(run),
@@ -82,7 +82,7 @@ class LastUpdate:
         folder = saving.place_of(trainer, step)
         try:
             trainer._finish_saving(run)
-            if trainer.preemption is not None and trainer.preemption.saved == folder:
+            if trainer._preemption is not None and trainer._preemption.saved == folder:
                 logger.warning("The checkpoint of the last update is written already: %s.", folder)
                 return
             if (why := self._spoilt(run, error)) is not None:
@@ -95,11 +95,11 @@ class LastUpdate:
             with torch.no_grad():
                 for buffer, noted in zip(run.model.buffers(), self._buffers, strict=True):
                     buffer.copy_(noted)
-            writer, trainer.writer = trainer.writer, None  # nothing goes on meanwhile
+            writer, trainer._writer = trainer._writer, None  # nothing goes on meanwhile
             try:
                 saving.save(trainer, run, None, self._put_back)
             finally:
-                trainer.writer = writer
+                trainer._writer = writer
             trainer._tell_saved(run, [folder])
             logger.warning("save_on_exception: %s, of the last update, is written.", folder)
         except Exception as second:

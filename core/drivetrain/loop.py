@@ -64,17 +64,17 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
     args, state, strategy, events = run.args, run.state, run.strategy, run.plan.events
     training_step = trainer.training_step
     accumulation = run.accumulation
-    count_flos = trainer.floating_point_ops if trainer.counts_flos() else None
-    serve, always = trainer.service()  # a subclass that serves by itself is called at every update
+    count_flos = trainer.floating_point_ops if trainer._counts_flos() else None
+    serve, always = trainer._service()  # a subclass that serves by itself is called at every update
     # Data shorter than one update: the update is done at the epoch's end with what there is.
     short_epochs = length.batches <= accumulation
 
     resumed = position.random is not None
     for call in events.on_train_begin:
         call(run)
-    trainer.clock = time.perf_counter()
+    trainer._clock = time.perf_counter()
     if resumed:
-        trainer.restore_control()
+        trainer._restore_control()
 
     epochs = range(position.epoch + position.epoch_ended, length.epochs)
     if resumed and position.epoch_ended and run.control.should_training_stop:
@@ -98,8 +98,8 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         if position.random is not None:
             position.batch = batches.index  # under ignore_data_skip the epoch begins anew
         if args.loss_reduction == "tokens":
-            batches = trainer.weigh_by_tokens(batches, position.micro_batches)
-        trainer.batches = batches
+            batches = trainer._weigh_by_tokens(batches, position.micro_batches)
+        trainer._batches = batches
         if position.random is not None:
             position.random.restore()
             position.random = None

@@ -41,9 +41,9 @@ class Output(TrainerBase):
             output_dir: by default the output folder.
         """
         folder = output_dir if output_dir is not None else self.args.output_dir
-        in_thread = self.writer is not None and self.writer.is_writer()
+        in_thread = self._writer is not None and self._writer.is_writer()
         with nullcontext() if in_thread else evaluation_weights(self.run):
-            if self.run.processes.world_size == 1 and self.writer is None:
+            if self.run.processes.world_size == 1 and self._writer is None:
                 self._save(folder)
             else:
                 state = self._weights()  # a collective
@@ -54,10 +54,10 @@ class Output(TrainerBase):
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """The whole model's weights; under a strategy that spreads them a collective."""
-        if self.snapshot is not None and (self.writer is None or self.writer.is_writer()):
+        if self._snapshot is not None and (self._writer is None or self._writer.is_writer()):
             # A checkpoint is being written: its state was gathered from all ranks, and training may go on.
-            return self.snapshot.weights
-        if self._session is not None and self.trains_still():
+            return self._snapshot.weights
+        if self._session is not None and self._trains_still():
             return self._session.weights()
         # A model that was too large for one process stays spread: each rank holds a part of a tensor.
         whole: dict[int, torch.Tensor] = {}
@@ -72,7 +72,7 @@ class Output(TrainerBase):
             weights[name] = whole[id(tensor)]
         return weights
 
-    def save_into_checkpoint(self, folder: str) -> dict[str, FileRecord]:
+    def _save_into_checkpoint(self, folder: str) -> dict[str, FileRecord]:
         """What a checkpoint calls for the weights: `save_model`, which a script may have overridden.
 
         Returns:
@@ -80,14 +80,14 @@ class Output(TrainerBase):
         """
         self._written = {}
         self.save_model(folder, _internal_call=True)
-        return {} if self.own_saves() else self._written
+        return {} if self._own_saves() else self._written
 
-    def own_saves(self) -> tuple[str, ...]:
+    def _own_saves(self) -> tuple[str, ...]:
         """What of the writing of a model a subclass does in its own way."""
         names = ("save_model", "_save")
         return tuple(name for name in names if getattr(type(self), name) is not getattr(Output, name))
 
-    def save_description(self, folder: str) -> None:
+    def _save_description(self, folder: str) -> None:
         """The configuration and the tokenizer, for a checkpoint whose weights every process writes a part of."""
         config = getattr(self.model, "config", None)
         for described in (config, getattr(self.model, "generation_config", None), self.tokenizer):
@@ -115,7 +115,7 @@ class Output(TrainerBase):
 
     def _hub(self) -> Hub:
         """The hub that the arguments choose; without push_to_hub the first that is ready, for its model card."""
-        plan = resolve(self.args, kinds=("hub",), instances=self.plugins, made=self.made_plugins)
+        plan = resolve(self.args, kinds=("hub",), instances=self._plugins, made=self._made_plugins)
         active = plan.slot("hub")
         if active is None:
             ready = [name for name in discover.names("hub") if not missing(discover.load_info("hub", name))]
@@ -127,7 +127,7 @@ class Output(TrainerBase):
             plugin = import_string(info.implementation)()
             plan.manager.register(plugin, name=f"hub:{ready[0]}")
         else:
-            self.made_plugins[active.key] = active.plugin
+            self._made_plugins[active.key] = active.plugin
         hub: Hub = plan.manager.hook.make_hub(run=self.run)
         return hub
 

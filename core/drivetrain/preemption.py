@@ -120,7 +120,7 @@ class Preemption:
     def on_epoch_end(self, run: Run) -> None:
         """Leaves, before the end of an epoch that is not over is told to anybody else."""
         if self.told is not None:
-            self.trainer.position.epoch_ended = False
+            self.trainer._position.epoch_ended = False
             self._leave(run, self.told)
 
     def settle(self, run: Run) -> None:
@@ -164,9 +164,9 @@ class Preemption:
         if self.saved != folder:
             # Somebody has cleared the flag, or it failed and was a warning: the run ends here, so it must be.
             saving.save(trainer, run, None)
-            if trainer.writer is not None:
-                saving.end_write(run, trainer.writer)
-                trainer.writer.take_saved()
+            if trainer._writer is not None:
+                saving.end_write(run, trainer._writer)
+                trainer._writer.take_saved()
             trainer._tell_saved(run, [folder])
         run.processes.barrier()
         sentence = f"Stopped by {heard.name} after step {state.global_step} of {state.max_steps}; {folder} is written."

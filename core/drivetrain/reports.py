@@ -112,7 +112,7 @@ class Reports(TrainerBase):
 
     _counted: tuple[Any, int] | None = None
 
-    def counts_flos(self) -> bool:
+    def _counts_flos(self) -> bool:
         """Whether there is anything to count: the model tells, or a subclass does."""
         overridden = type(self).floating_point_ops is not Reports.floating_point_ops
         return (

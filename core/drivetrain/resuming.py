@@ -51,13 +51,13 @@ def clean_up(trainer: Trainer) -> None:
 
 def note_others(trainer: Trainer, checkpoint: str | None) -> None:
     """Remembers which checkpoints stand there from other runs, so that replacing one can be said."""
-    if trainer.others is None:  # after a restart with a smaller batch they may be this run's own
+    if trainer._others is None:  # after a restart with a smaller batch they may be this run's own
         folder = run_folder(trainer)
         own = checkpoint is not None and os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(
             folder
         )
         meant = own or trainer.args.overwrite_output_dir
-        trainer.others = (
+        trainer._others = (
             set()
             if meant
             else {os.path.join(folder, os.path.basename(found)) for found in _checkpoints_in(folder)}
@@ -186,17 +186,17 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
         run.strategy.state_in(contents.train_state)
     if contents.scheduler is not None and run.lr_scheduler is not None:
         over = saved.global_step >= run.state.max_steps
-        restore_scheduler(run.lr_scheduler, contents.scheduler, over, trainer.per_evaluation)
+        restore_scheduler(run.lr_scheduler, contents.scheduler, over, trainer._per_evaluation)
     take_over(run.state, saved)
-    trainer.losses.restore(loss, run.processes.rank, run.processes.world_size)
+    trainer._losses.restore(loss, run.processes.rank, run.processes.world_size)
     restore_plugin_states(run, contents.plugin_states)
     restore_callback_states(trainer, contents.callback_states)
     if changed and run.is_main_process:
         logger.warning("Changed since %s was written: %s.", folder, "; ".join(changed))
-    assert trainer.layout is not None
+    assert trainer._layout is not None
     before = saved_layout(where)
     carries = bool(contents.train_state.gradients)
-    trainer.epoch_was_stopped = where.get("epoch_stop", False)
+    trainer._epoch_was_stopped = where.get("epoch_stop", False)
     logger.info(
         "Resuming from %s: step %d, epoch %s.", folder, run.state.global_step, f"{run.state.epoch or 0:.2f}"
     )
@@ -205,7 +205,7 @@ def restore(trainer: Trainer, run: Run, folder: str) -> Position:
     return Position(
         epoch=where["epoch"],
         batch=where["batch"],
-        micro_batches=micro_batches(where["micro_batches"], before, trainer.layout, carries),
+        micro_batches=micro_batches(where["micro_batches"], before, trainer._layout, carries),
         epoch_ended=where["epoch_ended"],
         data=where["data"],
         random=contents.random,

@@ -47,9 +47,9 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
     Returns:
         The position to go on from.
     """
-    assert trainer.group_names is not None
+    assert trainer._group_names is not None
     processes = run.processes
-    saved = read_transformers(folder, trainer.group_names, run.model, processes.rank, processes.world_size)
+    saved = read_transformers(folder, trainer._group_names, run.model, processes.rank, processes.world_size)
     state = checked_state(saved.state, folder)
     state.max_steps = (
         saved.state["max_steps"] if is_count(saved.state.get("max_steps")) else run.state.max_steps
@@ -61,7 +61,7 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
     take_over(run.state, state)
     if run.lr_scheduler is not None:
         _restore_scheduler(trainer, run.lr_scheduler, saved.scheduler, folder)
-    _restore_losses(trainer.losses, state)
+    _restore_losses(trainer._losses, state)
     epoch, done, updates, note = _place(run, state)
     said += [note] if note else []
     if changed:
@@ -71,10 +71,10 @@ def restore_from_transformers(trainer: Trainer, run: Run, folder: str) -> Positi
         saved.world_size, processes
     )  # nodes that share no disk have random states of their own ranks
     if before not in (None, processes.world_size):
-        assert trainer.layout is not None
+        assert trainer._layout is not None
         said.append(
             f"{folder} was written by {before} process(es), and {processes.world_size} go on: an update has "
-            f"{trainer.layout.rows} rows, as the arguments say now, and rank r > 0 {seeds}."
+            f"{trainer._layout.rows} rows, as the arguments say now, and rank r > 0 {seeds}."
         )
     elif saved.random is None:
         said.append(f"{folder} has no random state, so rank r {seeds}.")
@@ -140,7 +140,7 @@ def _restore_scheduler(trainer: Trainer, scheduler: LRScheduler, saved: dict[str
         state["lr_lambdas"] = live["lr_lambdas"]  # a function's, which has no state there or here
     check_scheduler(scheduler, state)
     over = trainer.run.state.global_step >= trainer.run.state.max_steps
-    restore_scheduler(scheduler, state, over, trainer.per_evaluation)
+    restore_scheduler(scheduler, state, over, trainer._per_evaluation)
 
 
 def _restore_losses(losses: LossWindow, state: TrainerState) -> None:

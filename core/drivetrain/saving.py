@@ -72,30 +72,30 @@ def save(
         change: changes what is to be written, before it is.
     """
     folder = place_of(trainer, run.state.global_step)
-    if folder in (trainer.others or ()) and run.keeps_state:
-        trainer.others = set()
+    if folder in (trainer._others or ()) and run.keeps_state:
+        trainer._others = set()
         logger.warning(
             "%s is of another run and is replaced, as are those after it: choose another output_dir, or set "
             "overwrite_output_dir=True where that is meant.",
             folder,
         )
-    if trainer.written is not None:
-        trainer.written.add(folder)
+    if trainer._checkpoints_written is not None:
+        trainer._checkpoints_written.add(folder)
     write = Write(folder, (run.state.best_metric, run.state.best_model_checkpoint))
     with evaluation_weights(run), _best_if_written(run, write):
         note_best(trainer, folder, metrics)
         contents = gather(trainer, run)
         if change is not None:
             change(contents)
-        state, writer = contents.train_state, trainer.writer
+        state, writer = contents.train_state, trainer._writer
         assert state is not None
         several = state.spread or len(run.writers) > 1
         if state.spread and run.is_main_process:
-            _tell_not_called(type(trainer).__name__, trainer.own_saves())
+            _tell_not_called(type(trainer).__name__, trainer._own_saves())
         if writer is None:
             between: Exchange = exchange_of(run.processes)
             _write(trainer, run, folder, contents, between, run.state.best_model_checkpoint)
-            trainer.last_saved = folder
+            trainer._last_saved = folder
             return
         work: Callable[[], None] | None = None
         if several or run.keeps_state:
@@ -132,7 +132,7 @@ def _write(
     exchange: Exchange,
     spared: str | None,
 ) -> None:
-    state = trainer.snapshot = contents.train_state
+    state = trainer._snapshot = contents.train_state
     assert state is not None
     try:
         if state.spread:
@@ -141,10 +141,10 @@ def _write(
                 contents,
                 rank=run.processes.rank,
                 exchange=exchange,
-                save_model=trainer.save_description,
+                save_model=trainer._save_description,
             )
         else:
-            meanwhile = trainer.writer is not None
+            meanwhile = trainer._writer is not None
             with alike(exchange):
                 if run.keeps_state:
                     if not state.weights and not run.is_main_process:
@@ -154,10 +154,10 @@ def _write(
                             "all nodes."
                         )
                     save_checkpoint(
-                        folder, contents, save_model=trainer.save_into_checkpoint, meanwhile=meanwhile
+                        folder, contents, save_model=trainer._save_into_checkpoint, meanwhile=meanwhile
                     )
     finally:
-        trainer.snapshot = None
+        trainer._snapshot = None
     if run.keeps_state:  # when all have theirs: what goes may be the last one that the nodes have in common
         rotate(run_folder(trainer), run.args.save_total_limit, best=spared, latest=folder)
 
@@ -223,7 +223,7 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
         plugins={f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()},
         position=position_of(trainer, run),
         configuration={"launch": run.processes.launch, **facts_of(run)},
-        loss=trainer.losses.state(run.strategy),
+        loss=trainer._losses.state(run.strategy),
         plugin_states=listeners["plugins"],
         callback_states=listeners["callbacks"],
     )
@@ -231,13 +231,13 @@ def gather(trainer: Trainer, run: Run) -> CheckpointContents:
 
 def position_of(trainer: Trainer, run: Run) -> dict[str, Any]:
     """Where a run is. A collective."""
-    position = trainer.position
+    position = trainer._position
     return {
         "epoch": position.epoch,
         "batch": position.batch,
         "micro_batches": position.micro_batches,
         "epoch_ended": position.epoch_ended,
-        "data": trainer.batches.position() if trainer.batches is not None else None,
+        "data": trainer._batches.position() if trainer._batches is not None else None,
         "epoch_stop": run.control.should_epoch_stop,
         "layout": _layout_of(trainer),
     }
@@ -245,9 +245,9 @@ def position_of(trainer: Trainer, run: Run) -> dict[str, Any]:
 
 def _layout_of(trainer: Trainer) -> dict[str, int] | None:
     """The layout, with the batch size that was asked for, where `auto_find_batch_size` may have found another."""
-    if trainer.layout is None:
+    if trainer._layout is None:
         return None
-    return {**trainer.layout.to_json(), "asked": trainer.args.train_batch_size}
+    return {**trainer._layout.to_json(), "asked": trainer.args.train_batch_size}
 
 
 def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -> None:
@@ -255,7 +255,7 @@ def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -
     args, state = trainer.args, trainer.state
     if metrics is None or args.metric_for_best_model is None:
         return
-    value = metrics[trainer.metric_key(args.metric_for_best_model, metrics)]
+    value = metrics[trainer._metric_key(args.metric_for_best_model, metrics)]
     best = state.best_metric
     if (
         best is None
@@ -277,6 +277,6 @@ def rotate_at_end(trainer: Trainer) -> None:
     if best is not None and args.save_total_limit == 1:
         rotate(folder, 1, best=best, latest=best, fresh=False)
         return
-    resumed = trainer.resumed_from if args.save_strategy != "no" else None
+    resumed = trainer._resumed_from if args.save_strategy != "no" else None
     if resumed is not None and os.path.realpath(os.path.dirname(resumed)) == os.path.realpath(folder):
         rotate(folder, args.save_total_limit, best=best)

@@ -110,7 +110,7 @@ def _plugin(trainer: Any, backend: str | HPSearchBackend | None) -> tuple[str, A
     from drivetrain.resolve import kind_of
 
     wanted = str(getattr(backend, "value", backend)) if backend is not None else None
-    for instance in getattr(trainer, "plugins", None) or ():
+    for instance in getattr(trainer, "_plugins", None) or ():
         name = str(getattr(instance, "name", None) or type(instance).__name__)
         if kind_of(instance) == "search" and wanted in (None, name):
             return name, instance

@@ -70,20 +70,20 @@ class Session:
         run.args = trainer.args
         run.args.settle()  # they may have been set anew since they were checked
         core: list[tuple[str, object]] = [("callbacks", trainer.callback_handler.hooks)]
-        if training and trainer.preemption is not None:
-            core.append(("preemption", trainer.preemption))
+        if training and trainer._preemption is not None:
+            core.append(("preemption", trainer._preemption))
         run.plan = plan = resolve(
             run.args,
-            instances=trainer.plugins,
+            instances=trainer._plugins,
             settings=settings.load(),
             core=core,
-            made=trainer.made_plugins,
-            traced=trainer.trace_hooks,
+            made=trainer._made_plugins,
+            traced=trainer._trace_hooks,
         )
         for active in plan.active:
             # Chosen since the trainer was built; what was there then, the user may have removed on purpose.
-            if is_documented_callback(active.plugin) and active.key not in trainer.made_plugins:
-                trainer.made_plugins[active.key] = active.plugin
+            if is_documented_callback(active.plugin) and active.key not in trainer._made_plugins:
+                trainer._made_plugins[active.key] = active.plugin
                 trainer.callback_handler.add_callback(active.plugin)
         trainer.callback_handler.refresh()
         if training:

@@ -123,7 +123,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         speak(args.get_process_log_level())
         set_seed(args.seed)
         self.is_in_train = False
-        self.check_overrides()
+        self._check_overrides()
         if processing_class is not None:
             if tokenizer is not None:
                 raise ConfigurationError(
@@ -134,9 +134,9 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             raise ConfigurationError(
                 "Trainer(plugins=...) takes plugin objects; options by name go to TrainingArguments."
             )
-        self.plugins = list(plugins)
-        self.trace_hooks = trace_hooks
-        self.made_plugins: dict[str, Any] = {}
+        self._plugins = list(plugins)
+        self._trace_hooks = trace_hooks
+        self._made_plugins: dict[str, Any] = {}
         self.model_init = model_init
         self.hp_search_backend: Any = None
         self.hp_name: Callable[[Any], str] | None = None
@@ -162,19 +162,19 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.run.plan = plan = resolve(
             args,
             kinds=("callback",),
-            instances=self.plugins,
+            instances=self._plugins,
             settings=settings.load(),
             core=[("callbacks", handler.hooks)],
             traced=trace_hooks,
         )
-        self.made_plugins = {active.key: active.plugin for active in plan.active}
+        self._made_plugins = {active.key: active.plugin for active in plan.active}
         for active in plan.active:
             if is_documented_callback(active.plugin):
                 handler.add_callback(active.plugin)
-        self.stages = Stages(self.run)
-        self.stages.begin("init")
+        self._stages = Stages(self.run)
+        self._stages.begin("init")
         if model is None:
-            model = first_model(self.call_model_init, args, self.plugins)
+            model = first_model(self.call_model_init, args, self._plugins)
         self.model = self.model_wrapped = self.run.model = handler.model = model
         self.tokenizer = tokenizer
         self.data_collator = data_collator or (
@@ -186,31 +186,31 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.optimizer, self.lr_scheduler = optimizers
         self._made_scheduler = False
-        self.check_data()
+        self._check_data()
         self.label_smoother = (
             LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
         )
-        self.find_signature()
+        self._find_signature()
         self.current_flos = 0.0
         self._train_batch_size = args.train_batch_size
-        self.position = Position()
-        self.batches: Any = None
-        self.epoch_was_stopped = False
-        self.last_saved: str | None = None
-        self.group_names: list[list[str]] | None = None  # where a checkpoint has numbers in their place
-        self.others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
-        self.writer: BackgroundWriter | None = None
-        self.preemption: Preemption | None = None
-        self.last_update: LastUpdate | None = None
-        self.snapshot: TrainState | None = None
-        self.clock = time.perf_counter()
-        self.losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
-        place(model, args, self.plugins)
+        self._position = Position()
+        self._batches: Any = None
+        self._epoch_was_stopped = False
+        self._last_saved: str | None = None
+        self._group_names: list[list[str]] | None = None  # where a checkpoint has numbers in their place
+        self._others: set[str] | None = None  # checkpoints of other runs that stood there when this one began
+        self._writer: BackgroundWriter | None = None
+        self._preemption: Preemption | None = None
+        self._last_update: LastUpdate | None = None
+        self._snapshot: TrainState | None = None
+        self._clock = time.perf_counter()
+        self._losses = LossWindow(torch.device("cpu"), args.logging_nan_inf_filter)
+        place(model, args, self._plugins)
         if args.should_save:
             disk_plan.make_output_dir(args.output_dir)
         if args.push_to_hub:
             self.init_hf_repo()
-        self.stages.end("init", {})
+        self._stages.end("init", {})
         with culprits_named(self.run):
             for call in plan.events.on_init_end:
                 call(self.run)
@@ -265,10 +265,10 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             raise ConfigurationError("Trainer needs train_dataset to train.")
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
-        self._train_batch_size, self.parts, self.written = self.args.train_batch_size, 1, None
-        self.others = None
-        self.preemption = Preemption(self) if self.args.save_strategy != "no" else None
-        with self.preemption or nullcontext():
+        self._train_batch_size, self._parts, self._checkpoints_written = self.args.train_batch_size, 1, None
+        self._others = None
+        self._preemption = Preemption(self) if self.args.save_strategy != "no" else None
+        with self._preemption or nullcontext():
             if self.args.auto_find_batch_size:
                 return halving(self, lambda: self._train(resume_from_checkpoint, ignore_keys_for_eval, trial))
             return self._train(resume_from_checkpoint, ignore_keys_for_eval, trial)
@@ -283,55 +283,55 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 self.is_in_train = True
                 self._begin_trial(trial)
                 session.resolve(training=True)
-                self.stages.begin("train")
+                self._stages.begin("train")
                 resuming.clean_up(self)
                 checkpoint = resuming.find_checkpoint(self, resume)
                 resuming.note_others(self, checkpoint)
-                self.resumed_from = checkpoint
+                self._resumed_from = checkpoint
                 go_on_with(self, checkpoint)
-                self.layout = layout(run, self._train_batch_size, checkpoint, self.parts)
-                run.split, run.accumulation = self.layout.split, self.layout.accumulation
+                self._layout = layout(run, self._train_batch_size, checkpoint, self._parts)
+                run.split, run.accumulation = self._layout.split, self._layout.accumulation
                 session.open(training=True)
                 if self.model_init is not None:
                     self._build_model(trial)
                 run.train_dataloader = self.get_train_dataloader()
-                check_loader(run.train_dataloader, self.layout, run.processes)
+                check_loader(run.train_dataloader, self._layout, run.processes)
                 known = has_length(run.train_dataloader)
                 length = RunLength.of(
                     args,
-                    self.layout,
+                    self._layout,
                     batches_of(run.train_dataloader, run.split.world) if known else None,
                     self.num_examples(run.train_dataloader) if known else None,
                 )
                 self._begin_state(length)
-                self.writer = BackgroundWriter(run) if args.save_async else None
+                self._writer = BackgroundWriter(run) if args.save_async else None
                 session.transform()
                 self.model = run.model
                 optimizer, scheduler = self._factories(session, length.max_steps)
-                self.per_evaluation = scheduler.per_evaluation
-                self.group_names = resuming.note_groups(run, checkpoint, optimizer)
-                self.disk = disk_plan.plan(self, optimizer, checkpoint)
+                self._per_evaluation = scheduler.per_evaluation
+                self._group_names = resuming.note_groups(run, checkpoint, optimizer)
+                self._disk = disk_plan.plan(self, optimizer, checkpoint)
                 session.prepare(optimizer, scheduler)
                 self._share(run)
-                self.losses = LossWindow(run.device, args.logging_nan_inf_filter)
-                self.position = Position()
-                self.batches = None
+                self._losses = LossWindow(run.device, args.logging_nan_inf_filter)
+                self._position = Position()
+                self._batches = None
                 if checkpoint is not None:
-                    self.position = resuming.restore(self, run, checkpoint)
+                    self._position = resuming.restore(self, run, checkpoint)
                 return self._fit(length)
             finally:
                 self.is_in_train = False
-                if self.batches is not None:
-                    self.batches.close()
+                if self._batches is not None:
+                    self._batches.close()
                     end_workers(run.train_dataloader)
                 try:
-                    if self.writer is not None:
-                        self.writer.close()
+                    if self._writer is not None:
+                        self._writer.close()
                 finally:
-                    self.writer = None
+                    self._writer = None
                     session.close()
                     self.model_wrapped = self.model
-                    self.layout = None  # a loader asked for outside of a run is one of the arguments
+                    self._layout = None  # a loader asked for outside of a run is one of the arguments
 
     def _build_model(self, trial: Any) -> None:
         """A fresh model, in the strategy's context, and nothing that updated the one before."""
@@ -379,32 +379,32 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         args, run = self.args, self.run
         logger.info(
             "Training: %s updates, %s epochs, %d rows a device, accumulation %d.",
-            length.max_steps, length.epochs, self._train_batch_size // self.parts, run.accumulation,
+            length.max_steps, length.epochs, self._train_batch_size // self._parts, run.accumulation,
         )  # fmt: skip
         start = time.time()
         run.model_wrapped.train()  # also what lies in a wrapper, which is in training mode when it is made
         train_weights(run)
-        self.last_update = last_update_of(self, run)
+        self._last_update = last_update_of(self, run)
         try:
-            train_loop(self, run, length, self.losses, self.position)
+            train_loop(self, run, length, self._losses, self._position)
         except BaseException as error:
-            if self.last_update is not None:
-                self.last_update.save(run, error)
+            if self._last_update is not None:
+                self._last_update.save(run, error)
             raise
         self._finish_saving(run)
-        if self.preemption is not None:
-            self.preemption.settle(run)
+        if self._preemption is not None:
+            self._preemption.settle(run)
         leave_evaluation_weights(run)
         if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             run.processes.barrier()
             self._load_best_model()
-        self.losses.read(run.strategy)
-        train_loss = self.losses.total / max(self.state.global_step, 1)
+        self._losses.read(run.strategy)
+        train_loss = self._losses.total / max(self.state.global_step, 1)
         metrics = speed_metrics("train", start, num_samples=length.rows, num_steps=self.state.max_steps)
         self.store_flos()
         metrics["total_flos"] = self.state.total_flos
         metrics["train_loss"] = train_loss
-        self.stages.end("train", metrics)
+        self._stages.end("train", metrics)
         self.is_in_train = False
         self.log(metrics)
         metrics.pop("total_flos", None)
@@ -413,10 +413,10 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             call(run)
         return TrainOutput(self.state.global_step, train_loss, metrics)
 
-    def restore_control(self) -> None:
+    def _restore_control(self) -> None:
         """What the checkpoint says of the epoch. A run that was told to stop goes on: that is what a resume is for."""
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
-        self.control.should_epoch_stop |= self.epoch_was_stopped
+        self.control.should_epoch_stop |= self._epoch_was_stopped
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Forward and backward of one micro-batch.
@@ -482,7 +482,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         """Nothing to enter here: mixed precision is around the model's forward itself."""
         return _NOTHING
 
-    def serve(self, run: Run) -> None:
+    def _serve(self, run: Run) -> None:
         """Does what is due: a row of the log, an evaluation, a checkpoint."""
         if run.control.should_log:
             self._log_training(run)
@@ -490,37 +490,37 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         if run.control.should_evaluate:
             metrics = self._evaluate_in_training(run)
         if run.control.should_save:
-            self.last_saved = None
+            self._last_saved = None
             self._save_checkpoint(self.model, self._trial, metrics=metrics)
             run.control.should_save = False
-            self._tell_saved(run, [self.last_saved])
+            self._tell_saved(run, [self._last_saved])
         else:
             self._end_write(run, wait=False)
-        if self.writer is not None:
-            self._tell_saved(run, self.writer.take_saved())
+        if self._writer is not None:
+            self._tell_saved(run, self._writer.take_saved())
 
     def _log_training(self, run: Run) -> None:
-        steps = max(self.state.global_step - self.losses.last_logged, 1)
+        steps = max(self.state.global_step - self._losses.last_logged, 1)
         rate = self._get_learning_rate()
         now = time.perf_counter()
-        seconds = max(now - self.clock, 1e-9)
+        seconds = max(now - self._clock, 1e-9)
         run.figures["rows_per_second"] = run.batch_rows * run.processes.world_size / seconds
         run.figures["steps_per_second"] = steps / seconds
         run.figures["seconds_left"] = (self.state.max_steps - self.state.global_step) * seconds / steps
         if run.update is not None and run.update.grad_norm is not None:
             run.figures["grad_norm"] = float(run.update.grad_norm)
-        self.clock, run.batch_rows = now, 0
-        loss = self.losses.read(run.strategy)
-        self.losses.last_logged = self.state.global_step
+        self._clock, run.batch_rows = now, 0
+        loss = self._losses.read(run.strategy)
+        self._losses.last_logged = self.state.global_step
         self.store_flos()
         self.log({"loss": round(loss / steps, 4), "learning_rate": rate})
 
     hyperparameter_search = hyperparameter_search
 
-    def learning_rate(self) -> float:
+    def _learning_rate(self) -> float:
         """The learning rate of the next update, of the first group."""
         assert self.optimizer is not None
-        if self.per_evaluation or self.lr_scheduler is None:
+        if self._per_evaluation or self.lr_scheduler is None:
             return float(self.optimizer.param_groups[0]["lr"])
         return float(self.lr_scheduler.get_last_lr()[0])
 
@@ -532,14 +532,14 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
                 metrics |= self.evaluate(dataset, self._ignore_keys, metric_key_prefix=f"eval_{name}")
         else:
             metrics = self.evaluate(ignore_keys=self._ignore_keys)
-        if self.per_evaluation and self.lr_scheduler is not None:
+        if self._per_evaluation and self.lr_scheduler is not None:
             self.lr_scheduler.step(
-                metrics[self.metric_key(self.args.metric_for_best_model or "loss", metrics)]
+                metrics[self._metric_key(self.args.metric_for_best_model or "loss", metrics)]
             )
-        self.clock += time.perf_counter() - started  # throughput is that of training
+        self._clock += time.perf_counter() - started  # throughput is that of training
         return metrics
 
-    def metric_key(self, name: str, metrics: dict[str, float]) -> str:
+    def _metric_key(self, name: str, metrics: dict[str, float]) -> str:
         """The key of a metric, which may be written without its prefix.
 
         Raises:

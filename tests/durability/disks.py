@@ -51,7 +51,7 @@ class At(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.actions:
-            while self.trainer.writer is not None and not self.trainer.writer.is_idle():
+            while self.trainer._writer is not None and not self.trainer._writer.is_idle():
                 time.sleep(0.001)
             self.actions[state.global_step]()
 

@@ -103,8 +103,8 @@ def planned(folder: Path, **settings: Any) -> DiskPlan:
 
     class Stop(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            assert made.disk is not None
-            found.append(dataclasses.replace(made.disk))
+            assert made._disk is not None
+            found.append(dataclasses.replace(made._disk))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop, control.should_save = True, False
@@ -123,8 +123,8 @@ def test_the_saves_of_a_run_are_counted(tmp_path: Path) -> None:
     assert planned(tmp_path / "d", max_steps=100, save_steps=0.1).saves == 10
     first = trainer(tmp_path / "e", max_steps=10, save_strategy="steps", save_steps=5)
     first.train()
-    assert first.disk is not None
-    assert first.disk.saves == 0
+    assert first._disk is not None
+    assert first._disk.saves == 0
     resumed = planned(
         tmp_path / "e", num_train_epochs=2, save_steps=5, resume=str(tmp_path / "e" / "checkpoint-5")
     )
@@ -133,7 +133,7 @@ def test_the_saves_of_a_run_are_counted(tmp_path: Path) -> None:
     assert planned(tmp_path / "f", save_steps=5, eval_steps=5, save_total_limit=1, **best).best
     stays = trainer(tmp_path / "g", max_steps=2, save_strategy="no")
     stays.train()
-    assert stays.disk is None
+    assert stays._disk is None
 
 
 @pytest.mark.parametrize(

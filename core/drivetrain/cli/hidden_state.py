@@ -42,7 +42,7 @@ def _things(trainer: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         own = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
         own.update({name: module._buffers[name] for name in module._non_persistent_buffers_set})
         yield f"the model's {place or type(module).__name__}", own
-    listeners = [*trainer.callback_handler.callbacks, *trainer.plugins]
+    listeners = [*trainer.callback_handler.callbacks, *trainer._plugins]
     for listener in listeners:
         keeps = hasattr(listener, "save_state") or callable(getattr(listener, "state", None))
         if not keeps and not _is_ours(listener):

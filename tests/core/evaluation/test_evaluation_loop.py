@@ -88,7 +88,7 @@ class Trainer:
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         return prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
 
-    def fire_prediction_step(self):
+    def _fire_prediction_step(self):
         progress = self.run.prediction
         self.seen.append((progress.description, progress.batches, progress.done, progress.rows))
 

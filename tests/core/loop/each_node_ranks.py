@@ -80,8 +80,8 @@ class Limit(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if NODE == "node1" and state.global_step in (3, 5):
-            if self.trainer.writer is not None:  # type: ignore[attr-defined]
-                self.trainer.writer.join()  # type: ignore[attr-defined]  # of the checkpoint before
+            if self.trainer._writer is not None:  # type: ignore[attr-defined]
+                self.trainer._writer.join()  # type: ignore[attr-defined]  # of the checkpoint before
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (100, UNLIMITED[1]) if state.global_step == 3 else UNLIMITED
             )
@@ -152,7 +152,7 @@ def engine(base: Path, name: str, save_async: bool) -> None:
 
     again = made(copied(base, name, f"{name}-again", 4), **values)
     again.train(resume_from_checkpoint=True)
-    assert again.resumed_from == str(base / NODE / f"{name}-again" / "checkpoint-4")
+    assert again._resumed_from == str(base / NODE / f"{name}-again" / "checkpoint-4")
     assert weights_equal(whole.model, again.model)
     assert history(whole) == history(again)
     again.save_model()
@@ -176,7 +176,7 @@ def ddp(base: Path) -> None:
     said.clear()
     again = made(folder, **ENGINES["ddp"])
     again.train(resume_from_checkpoint=True)
-    assert again.resumed_from == str(folder / "checkpoint-2")
+    assert again._resumed_from == str(folder / "checkpoint-2")
     assert weights_equal(whole.model, again.model)
     if first():
         lines = [line for line in said if "is passed over" in line]
@@ -196,7 +196,7 @@ def ddp(base: Path) -> None:
     assert "is not the same checkpoint on every node" in text
     again = made(folder, **ENGINES["ddp"])
     again.train(resume_from_checkpoint=True)
-    assert again.resumed_from == str(folder / "checkpoint-2")
+    assert again._resumed_from == str(folder / "checkpoint-2")
 
     # None on one node.
     folder = copied(base, "whole", "lost", 2)
@@ -250,7 +250,7 @@ def ddp(base: Path) -> None:
         # As a warning, the run goes on: the next one is written everywhere, and the older ones go.
         again = made(folder, on_save_error="warn", callbacks=[Limit()], **values)
         again.train(resume_from_checkpoint=True)
-        assert again.resumed_from == str(folder / "checkpoint-2")
+        assert again._resumed_from == str(folder / "checkpoint-2")
         dist.barrier()
         assert [steps(base / node / folder.name) for node in NODES] == [[6], [6]]
 

@@ -127,8 +127,8 @@ class Limit(TrainerCallback):
         self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.writer is not None:  # type: ignore[attr-defined]
-            self.trainer.writer.join()  # type: ignore[attr-defined]  # of the checkpoint before
+        if self.trainer._writer is not None:  # type: ignore[attr-defined]
+            self.trainer._writer.join()  # type: ignore[attr-defined]  # of the checkpoint before
         if dist.get_rank() == self.culprit and state.global_step in (3, 5):
             soft = 100 if state.global_step == 3 else self.before[0]
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, self.before[1]))

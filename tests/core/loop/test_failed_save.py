@@ -22,8 +22,8 @@ class Blocked(TrainerCallback):
         self.trainer: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.writer is not None:
-            self.trainer.writer.join()  # so that it is clear which write meets the file
+        if self.trainer._writer is not None:
+            self.trainer._writer.join()  # so that it is clear which write meets the file
         if state.global_step == 3:
             shutil.rmtree(self.folder)
             self.folder.write_text("in the way")

@@ -344,7 +344,7 @@ def test_nothing_that_was_seen_is_loaded_at_batch_one_million(tmp_path: Path) ->
     first.train()
     assert data.asked <= 5 * 8
     # The documented attributes of the position, as the loop keeps them.
-    contents = first.batches.position()
+    contents = first._batches.position()
     json.dumps(contents)
     from drivetrain.data import EpochIterator
 

@@ -221,6 +221,6 @@ def test_a_run_leaves_no_layout_behind(tmp_path: Path) -> None:
     """A loader that a script asks for after a run groups by the arguments as they are then."""
     made = trainer(tmp_path, **SETTINGS, data=Lengths(), group_by_length=True)
     made.train()
-    assert made.layout is None
+    assert made._layout is None
     made.args.gradient_accumulation_steps = 2
     assert made.get_train_dataloader().batch_sampler.sampler.batch_size == 16

@@ -70,7 +70,7 @@ def test_listeners_are_told_of_whole_checkpoints_in_order(tmp_path: Path) -> Non
     made.train()
     assert told.steps == [5, 10, 15, 20]
     assert made.state.global_step == 20
-    assert made.writer is None  # and the memory of its copies is free
+    assert made._writer is None  # and the memory of its copies is free
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-15", "checkpoint-20"]
 
 
@@ -115,8 +115,8 @@ class Ends(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
-            assert self.trainer.writer.under_way is not None
-            assert not self.trainer.writer.is_idle()
+            assert self.trainer._writer.under_way is not None
+            assert not self.trainer._writer.is_idle()
             self.step = -1
             threading.Timer(0.2, self.trainer.let_go.set).start()
             raise self.error("on purpose")

@@ -129,7 +129,7 @@ def assert_resumes(folder: Path, step: int, whole: Trainer) -> None:
     resumed.train(resume_from_checkpoint=True)
     assert history(resumed) == history(whole)
     assert weights_equal(resumed.model, whole.model)
-    assert resumed.plugins[0].begun == whole.plugins[0].begun
+    assert resumed._plugins[0].begun == whole._plugins[0].begun
 
 
 @pytest.mark.parametrize("save_async", [False, True])

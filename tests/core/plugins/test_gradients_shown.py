@@ -64,6 +64,7 @@ def test_an_update_that_cannot_be_skipped(tmp_path: Path) -> None:
 
     made = trainer(tmp_path, plugins=[StuckPlugin()], max_steps=1, on_nan_loss="skip")
     with pytest.raises(
-        ConfigurationError, match=r"Strategy 'stuck' cannot skip an update, which was asked for: on_nan_loss='skip'"
+        ConfigurationError,
+        match=r"Strategy 'stuck' cannot skip an update, which was asked for: on_nan_loss='skip'",
     ):
         made.train()

@@ -151,7 +151,7 @@ def parts(folder: Path, rank: int) -> None:
     )  # fmt: skip
     with limited(rank, 120, who=0):
         found.train()
-    assert found.parts in (2, 4, 8), found.parts
+    assert found._parts in (2, 4, 8), found._parts
     assert found._train_batch_size == 64
     assert sum(rows for rows, _ in fed) == 301 * sum(last for _, last in fed)
     whole, _ = made(folder / "q", "", model=model(), **values)

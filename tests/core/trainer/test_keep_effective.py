@@ -72,14 +72,14 @@ def close(one: Trainer, other: Trainer) -> None:
 )
 def test_updates_are_those_of_the_large_batch(tmp_path: Path, values: dict[str, Any]) -> None:
     one = found(tmp_path / "a", **values)
-    assert (one._train_batch_size, one.parts) == (16, 4)
+    assert (one._train_batch_size, one._parts) == (16, 4)
     close(one, plain(tmp_path / "b", **values))
 
 
 def test_without_it_an_update_has_fewer_rows(tmp_path: Path) -> None:
     torch.manual_seed(0)
     one = run(tmp_path / "a", Narrow(), auto_find_batch_size=True)
-    assert (one._train_batch_size, one.parts, one.state.max_steps) == (4, 1, 52)
+    assert (one._train_batch_size, one._parts, one.state.max_steps) == (4, 1, 52)
 
 
 def test_a_resume_goes_on_in_as_many_parts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +90,7 @@ def test_a_resume_goes_on_in_as_many_parts(tmp_path: Path, caplog: pytest.LogCap
     assert layout == {"batch_size": 16, "world": 1, "parts": 4, "batches": 1, "asked": 16}
     caplog.clear()
     again = found(tmp_path / "a", **values, resume_from_checkpoint=str(checkpoint))
-    assert again.parts == 4
+    assert again._parts == 4
     assert "Out of memory" not in caplog.text
     close(again, first)
 
@@ -101,9 +101,9 @@ def test_parts_are_whole_numbers_of_rows(tmp_path: Path, batch: int, tried: list
     made._train_batch_size = batch
     seen = []
     while not seen or seen[-1] > 1:
-        _shrink(made, made._train_batch_size // made.parts)
-        seen.append(batch // made.parts)
-        assert made._train_batch_size == batch == seen[-1] * made.parts
+        _shrink(made, made._train_batch_size // made._parts)
+        seen.append(batch // made._parts)
+        assert made._train_batch_size == batch == seen[-1] * made._parts
     assert seen == tried
 
 

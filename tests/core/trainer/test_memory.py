@@ -209,7 +209,7 @@ for name in ("evaluate", "predict"):  # by themselves
 kept = made("g", "train", per_device_train_batch_size=64, auto_find_batch_size=True, keep_effective_batch_size=True)
 kept.model.dropout.p = 0.0
 limited(kept.train)
-assert kept._train_batch_size == 64 and kept.parts in (2, 4, 8), kept.parts
+assert kept._train_batch_size == 64 and kept._parts in (2, 4, 8), kept._parts
 whole = made("h", "", per_device_train_batch_size=64)
 whole.model.dropout.p = 0.0
 whole.train()

@@ -477,3 +477,48 @@ def test_a_trainer_can_be_copied(tmp_path):
     assert twin.state.global_step == 6
     assert len(made.state.log_history) == rows_before  # the original has heard nothing of it
     assert all(torch.equal(value, weights[name]) for name, value in made.model.state_dict().items())
+
+
+def test_attributes_of_a_script_are_its_own(tmp_path: Path) -> None:
+    """Names that scripts like to keep things under are free; what the Trainer has beyond transformers' is hidden."""
+    mine = [
+        "losses",
+        "batches",
+        "position",
+        "clock",
+        "steps",
+        "writer",
+        "layout",
+        "disk",
+        "parts",
+        "history",
+        "stages",
+        "session",
+        "metrics",
+        "plugins",
+    ]
+
+    class Collecting(Trainer):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            for name in mine:
+                setattr(self, name, [])
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            self.losses.append(loss.detach())
+            return (loss, outputs) if return_outputs else loss
+
+    trained = trainer(
+        tmp_path,
+        cls=Collecting,
+        data=rows(16),
+        max_steps=3,
+        save_steps=1,
+        evaluation_strategy="steps",
+        eval_steps=1,
+    )
+    trained.train()
+    trained.evaluate()
+    assert len(trained.losses) > 3
+    assert all(getattr(trained, name) == [] for name in mine if name != "losses")

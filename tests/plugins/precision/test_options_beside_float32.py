@@ -83,7 +83,7 @@ def test_an_overflow_skips_the_update_and_halves_the_scale_for_good(tmp_path: Pa
         rate_before = rate
     # A run that goes on from the middle has the scale of that time, and ends in the same bits.
     resumed = precision_options.trainer(tmp_path, precision=Overflowing)
-    again: Overflowing = resumed.plugins[0]
+    again: Overflowing = resumed._plugins[0]
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert again.seen == watch.seen[4:]
     for name, tensor in made.model.state_dict().items():
