@@ -35,6 +35,10 @@ REFERENCE = (
 # One thread: the tests' tensors are too small for more.
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+# A file of tests goes to one process, which makes what its tests have in common once. More processes than these would
+# have more memory than time: each loads torch, and many tests start processes of their own.
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+
 # The lowest versions that the project claims. torch stays the one that is tested: older ones are built for
 # older versions of CUDA, which this session does not fetch.
 MINIMUMS = (
@@ -68,7 +72,7 @@ def install(session: nox.Session, *requirements: str) -> None:
 def tests(session: nox.Session) -> None:
     """Every test but those that compare with other engines, and those that take minutes each."""
     install(session, *group("test"))
-    session.run("pytest", *(session.posargs or ("-q", "-m", "not soak")), env=QUIET)
+    session.run("pytest", *(session.posargs or ("-q", "-m", "not soak", *SIDE_BY_SIDE)), env=QUIET)
 
 
 @nox.session
