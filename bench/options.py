@@ -5,9 +5,9 @@
 
 A small GPT (that of the examples) is trained by drivetrain's Trainer and by transformers' with the same options. Each
 trainer with each set of options is a process of its own, which compiles, warms up, and then waits; in every round each
-of them in turn, in a new order, trains a window of steps while all others wait. The table has the median of a step's
-wall time, the ratio to the same trainer without options in the same round (median and quartiles), and drivetrain's
-ratio to transformers in the same round.
+of them in turn, in a new order, trains a window of steps while all others wait. Of wall and of processor time, which
+other work on the machine disturbs less, the tables have the median of a step, the ratio to the same trainer without
+options in the same round (median and quartiles), and drivetrain's ratio to transformers in the same round.
 
 *Memory* is the highest resident set of the process while the windows were trained, above what it held before the model
 was built: weights, gradients, optimizer, activations, and what a compiler leaves behind. *Warm* is the time of the
@@ -172,16 +172,22 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     finally:
         for worker in workers.values():
             worker.kill()
+    return out
+
+
+def compare(out: dict[str, Any]) -> None:
+    """Adds the medians and the ratios to what was measured."""
     for trainer, runs in out["runs"].items():
         for name, run in runs.items():
-            run["wall_ms"] = statistics.median(run["wall"])
+            other = out["runs"].get("transformers", {}).get(name) if trainer == "drivetrain" else None
+            for kind in ("wall", "cpu"):
+                run[f"{kind}_ms"] = statistics.median(run[kind])
+                if "plain" in runs:
+                    run[f"{kind}_to_plain"] = ratios(run[kind], runs["plain"][kind])
+                if other is not None:
+                    run[f"{kind}_to_transformers"] = ratios(run[kind], other[kind])
             if "plain" in runs:
-                run["to_plain"] = ratios(run["wall"], runs["plain"]["wall"])
                 run["memory_to_plain"] = run["growth"] / runs["plain"]["growth"]
-            other = out["runs"].get("transformers", {}).get(name)
-            if trainer == "drivetrain" and other is not None:
-                run["to_transformers"] = ratios(run["wall"], other["wall"])
-    return out
 
 
 def shown(ratio: dict[str, Any] | None) -> str:
@@ -192,19 +198,19 @@ def shown(ratio: dict[str, Any] | None) -> str:
 
 
 def show(out: dict[str, Any]) -> None:
-    """Prints the table."""
+    """Prints the tables."""
     print(f"load {out['load']:.1f}, {json.dumps(out['work'])}")
     for trainer, runs in out["runs"].items():
-        print(
-            f"\n{trainer}, {next(iter(runs.values()))['parameters']:,} parameters\n{'':24}{'ms':>8}{'to plain':>20}"
-            f"{'to transformers':>20}{'MiB':>7}{'to plain':>10}{'warm s':>8}"
-        )
+        parameters = next(iter(runs.values()))["parameters"]
+        print(f"\n{trainer}, {parameters:,} parameters\n{'':23}{'MiB':>7}{'to plain':>10}{'warm s':>8}")
         for name, run in runs.items():
-            print(
-                f"{name:24}{run['wall_ms']:8.1f}{shown(run.get('to_plain')):>20}"
-                f"{shown(run.get('to_transformers')):>20}{run['growth']:7.0f}"
-                f"{run.get('memory_to_plain', float('nan')):10.2f}{run['warm_s']:8.1f}"
-            )
+            memory = run.get("memory_to_plain", float("nan"))
+            print(f"{name:23}{run['growth']:7.0f}{memory:10.2f}{run['warm_s']:8.1f}")
+        for kind in ("wall", "cpu"):
+            print(f"{kind:23}{'ms':>7}{'to plain':>20}{'to transformers':>20}")
+            for name, run in runs.items():
+                found = shown(run.get(f"{kind}_to_plain")), shown(run.get(f"{kind}_to_transformers"))
+                print(f"{name:23}{run[f'{kind}_ms']:7.0f}{found[0]:>20}{found[1]:>20}")
     for trainer, reason in out["reasons"].items():
         print(f"{trainer} is not here: {reason}")
 
@@ -237,6 +243,7 @@ def main(arguments: list[str]) -> int:
         except Failed as problem:
             print(problem)
             return 1
+    compare(out)
     show(out)
     if options.json:
         Path(options.json).write_text(json.dumps(out, indent=1))
