@@ -80,3 +80,4 @@ class TestOSS(StrategyContract):
     arguments = {"sharded_ddp": "simple"}
     engine = ("ShardedDataParallel", "OSS")
     shards = ("optimizer",)
+    refuses = {"loss_scale": "fairscale's own scaler does nothing without CUDA"}

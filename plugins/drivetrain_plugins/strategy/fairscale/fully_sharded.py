@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-import warnings
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ import torch
 import torch.distributed as dist
 from fairscale.nn.data_parallel import FullyShardedDataParallel
 from fairscale.nn.wrap import auto_wrap, default_auto_wrap_policy, enable_wrap
-from fairscale.optim.grad_scaler import ShardedGradScaler
 from torch import Tensor
 
 from drivetrain.checkpoint import optimizer_state_in, optimizer_state_out
@@ -29,7 +27,11 @@ from drivetrain_plugins.strategy.fairscale.options import FairscaleOptions
 from drivetrain_plugins.strategy.fairscale.parts import Parts
 from drivetrain_plugins.strategy.fairscale.quiet import root_logger_left_alone
 from drivetrain_plugins.strategy.fairscale.rebuild import arguments_of
-from drivetrain_plugins.strategy.fairscale.sharded import needs_several_processes
+from drivetrain_plugins.strategy.fairscale.sharded import (
+    check_loss_scale,
+    loss_scaler,
+    needs_several_processes,
+)
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
@@ -92,6 +94,7 @@ class FullyShardedStrategy(WholeParameters):
             ConfigurationError: the script was not started by a launcher; weights or offloaded gradients in half.
         """
         needs_several_processes()
+        check_loss_scale(run)
         self._error_before = sys.exc_info()[1]
         policy = run.precision.policy
         if policy.loss_scale is not None and self.offload:
@@ -142,11 +145,7 @@ class FullyShardedStrategy(WholeParameters):
         self.scheduler = scheduler.build(self.optimizer)
         self.per_evaluation = scheduler.per_evaluation
         self.accumulation = self.run.accumulation
-        loss_scale = self.run.precision.policy.loss_scale
-        if loss_scale is not None:
-            with warnings.catch_warnings():  # of a torch that has moved the class this one is built on
-                warnings.simplefilter("ignore", FutureWarning)
-                self.scaler = ShardedGradScaler(**loss_scale)
+        self.scaler = loss_scaler(self.run)
         return Prepared(self.wrapped, self.optimizer, self.scheduler)
 
     def _wrap(self, model: Model) -> Any:

@@ -68,12 +68,13 @@ class ShardedStrategy(WholeParameters):
         self.pending = False  # micro-batches whose gradients have not led to an update yet
 
     def setup(self, run: Run) -> None:
-        """Checks that there is a process group.
+        """Checks that there is a process group, and a device that a loss scale needs.
 
         Raises:
-            ConfigurationError: the script was not started by a launcher.
+            ConfigurationError: the script was not started by a launcher; a loss scale without CUDA.
         """
         needs_several_processes()
+        check_loss_scale(run)
 
     def prepare(
         self, model: Model, optimizer: OptimizerFactory | None, scheduler: SchedulerFactory | None
@@ -107,10 +108,7 @@ class ShardedStrategy(WholeParameters):
         self.scheduler = scheduler.build(self.oss)
         self.per_evaluation = scheduler.per_evaluation
         self.accumulation = self.run.accumulation
-        if policy.loss_scale is not None:
-            with warnings.catch_warnings():  # of a torch that has moved the class this one is built on
-                warnings.simplefilter("ignore", FutureWarning)
-                self.scaler = ShardedGradScaler(**policy.loss_scale)
+        self.scaler = loss_scaler(self.run)
         self._survey(model)
         return Prepared(self.sharded, self.oss, self.scheduler)
 
@@ -315,6 +313,30 @@ class ShardedStrategy(WholeParameters):
             self.model._compiled_call_impl = None
             self.sharded = None
         return self.model
+
+
+def check_loss_scale(run: Run) -> None:
+    """Checks that losses can be scaled, where the precision asks for it: fairscale's scaler does nothing without CUDA.
+
+    Raises:
+        ConfigurationError: they cannot.
+    """
+    policy = run.precision.policy
+    if policy.loss_scale is not None and run.device.type != "cuda":
+        raise ConfigurationError(
+            f"Strategy 'fairscale' scales losses on CUDA devices alone, and the precision {policy.name!r} asks for a "
+            "loss_scale: choose another precision or strategy."
+        )
+
+
+def loss_scaler(run: Run) -> Any:
+    """The scaler that the precision asks for, or None."""
+    policy = run.precision.policy
+    if policy.loss_scale is None:
+        return None
+    with warnings.catch_warnings():  # of a torch that has moved the class this one is built on
+        warnings.simplefilter("ignore", FutureWarning)
+        return ShardedGradScaler(**policy.loss_scale)
 
 
 def needs_several_processes() -> None:
