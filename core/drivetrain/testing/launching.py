@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from drivetrain.processes import LOCAL_SIZE_VARIABLES, SIZE_VARIABLES
-from drivetrain.testing.scenario import Outcome, Scenario, read_outcome, write
+from drivetrain.testing.scenario import DRIVER, Outcome, Scenario, read_outcome, write
 
 WORKER = "drivetrain.testing.worker"
 
@@ -55,6 +55,7 @@ class Runs:
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in FOREIGN},
             "OMP_NUM_THREADS": "1",
+            DRIVER: str(os.getpid()),
             **environment,
         }
         self.outcomes: dict[str, Outcome] = {}

@@ -17,6 +17,9 @@ LEFT_OVER, MID_EPOCH, LAST = 3, 5, 9
 """Updates of the run `whole` after which it writes a checkpoint: at the end of the first epoch, with a micro-batch
 left over; in the midst of the second epoch; and at the end."""
 
+DRIVER = "DRIVETRAIN_CONTRACT_DRIVER"
+"""The variable that tells the processes who has started them, for whom alone they wait."""
+
 Act = Literal["train", "evaluate", "misspell", "raise", "kill"]
 
 

@@ -31,7 +31,7 @@ from drivetrain.testing.bare import check_bare
 from drivetrain.testing.listener import Halving, Listener
 from drivetrain.testing.model import EVALUATED_ROWS, build, collate, rows
 from drivetrain.testing.scaling import SPIKE, Scaled, spiked
-from drivetrain.testing.scenario import Report, Scenario, read
+from drivetrain.testing.scenario import DRIVER, Report, Scenario, read
 from drivetrain.trainer import Trainer
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -225,6 +225,7 @@ def wait_for(checkpoint: str) -> None:
 
     Raises:
         FileNotFoundError: it was not written.
+        ProcessLookupError: who has started this process, and the other launch, is gone.
     """
     path = Path(checkpoint)
     while not path.exists():
@@ -232,6 +233,7 @@ def wait_for(checkpoint: str) -> None:
             raise FileNotFoundError(
                 f"{path.name}, from which this run goes on, was not written by the run {path.parents[1].name!r}."
             )
+        os.kill(int(os.environ[DRIVER]), 0)
         time.sleep(0.02)
 
 
