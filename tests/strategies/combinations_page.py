@@ -27,8 +27,8 @@ nox -s strategies -- --combinations docs/strategies/combinations.md
   are those of one process with the same settings, neither compiled nor recomputed: within {fp32:.0e} in fp32, and within
   {bf16:.0e} in bf16 and for Muon, which orthogonalises its updates in bf16 whatever the weights are. A bf16 run that gives
   what fp32 gives is a failure.
-- **Real** means that on every rank the engine's and the optimizer's class are what was asked for, that graphs were compiled,
-  that blocks are computed again, and that gradients were clipped, or not, as asked.
+- **Real** means that on every rank the engine's and the optimizer's class are what was asked for, that graphs were compiled
+  and blocks computed again where that was asked for and nowhere else, and that the model comes back without either.
 - **Refused** means one sentence on every rank, before the first micro-batch, that names both sides and the cure. What a
   refused row shows has one reason: no combination is refused only because it stood beside another that cannot be.
 
