@@ -26,8 +26,8 @@ from drivetrain_plugins.strategy.deepspeed.groups import EngineOptimizer
 from drivetrain_plugins.strategy.deepspeed.loss_scale import LossScale
 from drivetrain_plugins.strategy.deepspeed.optimizer_state import (
     count_in_its_own_way,
-    counts_in_its_own_way,
     counted_as_torch,
+    counts_in_its_own_way,
     groups_in,
     groups_out,
     state_in,
