@@ -382,7 +382,7 @@ def test_a_wish_that_places_make_impossible(problems: Problems, plan: MakePlan, 
     site.plugin("transform", "early", fields="place='before_wrap', after=('torch_compile',)")
     cure = "given the bare model (before_wrap): give both one place, or leave one of them out."
     assert problems(
-        gradient_checkpointing=True, torch_compile_backend="eager", plugins={"late": {}, "early": {}}
+        gradient_checkpointing=True, torch_compile_backend="aot_eager", plugins={"late": {}, "early": {}}
     ) == (
         f"The transform 'torch_compile' is to come before 'early', which is {cure}",
         f"The transform 'late' is to come before 'gradient_checkpointing', which is {cure}",

@@ -18,7 +18,7 @@ made = trainer(sys.argv[1], max_steps=2)
 accelerator = made.accelerator
 made.train()
 made.is_in_train = False
-with made.evaluating():
+with made._evaluating():
     rank = accelerator.process_index
     assert accelerator.num_processes == 2
     assert accelerator.is_main_process == (rank == 0)

@@ -164,7 +164,7 @@ def test_an_error_that_ends_the_run_leaves_a_whole_file(tmp_path: Path) -> None:
                 raise RuntimeError("enough")
 
     made = trainer(tmp_path)
-    made.plugins.append(Fails())
+    made._plugins.append(Fails())
     with pytest.raises(RuntimeError, match="enough"):
         made.train()
     assert [point.step for point in read(tmp_path / "events").Scalars("train/loss")] == [2, 4]

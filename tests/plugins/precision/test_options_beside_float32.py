@@ -69,7 +69,7 @@ class Overflowing(precision_options.HalfOnCPU):
 
 def test_an_overflow_skips_the_update_and_halves_the_scale_for_good(tmp_path: Path) -> None:
     made = precision_options.trainer(tmp_path, precision=Overflowing)
-    watch: Overflowing = made.plugins[0]
+    watch: Overflowing = made._plugins[0]
     made.train()
     assert watch.seen[0][0] is False
     assert any(stepped for stepped, *_ in watch.seen)

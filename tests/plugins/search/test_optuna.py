@@ -254,5 +254,5 @@ def test_a_search_that_was_handed_in(tmp_path: Path) -> None:
             return Once()
 
     made = trainer(tmp_path)
-    made.plugins.append(Own())
+    made._plugins.append(Own())
     assert made.hyperparameter_search(n_trials=7, extra=1) == BestRun("0", 7.0, {"extra": 1})

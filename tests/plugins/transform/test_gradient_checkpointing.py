@@ -143,7 +143,7 @@ def test_less_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
     for wanted in (False, True):
         measures = Measures()
         made = trainer(tmp_path / str(wanted), Deep(), gradient_checkpointing=wanted)
-        made.plugins.append(measures)
+        made._plugins.append(measures)
         made.train()
         kept[wanted] = measures.kept
     assert kept[True] < kept[False] / 3
@@ -152,7 +152,7 @@ def test_less_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
 def test_a_copy_of_the_model_runs_its_own_weights(tmp_path: Path) -> None:
     measures = Measures()
     made = trainer(tmp_path, Deep(), gradient_checkpointing=True)
-    made.plugins.append(measures)
+    made._plugins.append(measures)
     made.train()
     copied = measures.copied
     assert copied is not None
@@ -310,7 +310,7 @@ def test_a_model_with_a_switch_uses_it(tmp_path: Path) -> None:
     plain = trainer(tmp_path / "plain", copy.deepcopy(model), data)
     plain.train()
     made = trainer(tmp_path / "switched", model, data, gradient_checkpointing=True)
-    made.plugins.append(Looks())
+    made._plugins.append(Looks())
     calls = []
     model.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     made.train()

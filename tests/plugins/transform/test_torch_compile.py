@@ -96,7 +96,7 @@ def test_the_model_is_compiled_while_it_trains_and_bare_afterwards(tmp_path: Pat
         def on_step_end(self, run: Any) -> None:
             seen.append(run.model_wrapped._compiled_call_impl is not None)
 
-    made.plugins.append(Looks())
+    made._plugins.append(Looks())
     made.train()
     assert seen
     assert all(seen)
@@ -140,7 +140,7 @@ def test_an_error_leaves_the_model_bare(tmp_path: Path) -> None:
         def on_step_end(self, run: Any) -> None:
             raise RuntimeError("enough")
 
-    made.plugins.append(Fails())
+    made._plugins.append(Fails())
     with pytest.raises(RuntimeError, match="enough"):
         made.train()
     assert made.model._compiled_call_impl is None
