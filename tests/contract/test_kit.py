@@ -57,7 +57,7 @@ def test_three_lines_run_what_is_chosen_and_say_what_is_skipped(tmp_path: Path) 
     assert runs == ["misspelt@2"], "only what the chosen tests need is run"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_breaking_off_ends_every_process(tmp_path: Path) -> None:
     command = author(tmp_path, "-k", "equals_single", f"--basetemp={tmp_path / 'runs'}")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)

@@ -93,7 +93,7 @@ def test_a_wrong_option_and_a_wrong_name_are_said(site: Site, task: Path) -> Non
     assert "Unknown strategy 'sigsgd'. Did you mean 'signsgd'? Installed: average, " in unknown
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("package", ["drivetrain-localsgd", "drivetrain-signsgd"])
 def test_it_is_the_algorithm_by_hand(site: Site, package: str) -> None:
     """The package's own tests, but for the contract and what takes more processes."""

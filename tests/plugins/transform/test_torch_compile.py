@@ -352,7 +352,7 @@ inductor = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor on a
 
 
 @inductor
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore")  # inductor's own
 def test_inductor_trains_evaluates_and_predicts_as_the_plain_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
