@@ -378,8 +378,10 @@ def test_a_circle_of_one(problems: Problems, site: Site) -> None:
 
 def test_a_wish_that_places_make_impossible(problems: Problems, plan: MakePlan, site: Site) -> None:
     """What is given the wrapped model cannot come before what is given the bare one, whatever it asks."""
-    site.plugin("transform", "late", fields="place='after_prepare', before=('gradient_checkpointing',)")
-    site.plugin("transform", "early", fields="place='before_wrap', after=('torch_compile',)")
+    body = "from drivetrain import hookimpl as h\n@h\ndef transform_model(self, run, model): return model\n"
+    late = "place='after_prepare', before=('gradient_checkpointing',)"
+    site.plugin("transform", "late", fields=late, body=body)
+    site.plugin("transform", "early", fields="place='before_wrap', after=('torch_compile',)", body=body)
     cure = "given the bare model (before_wrap): give both one place, or leave one of them out."
     assert problems(
         gradient_checkpointing=True, torch_compile_backend="aot_eager", plugins={"late": {}, "early": {}}
