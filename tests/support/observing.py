@@ -40,7 +40,7 @@ ENTRIES: tuple[tuple[Any, str], ...] = (
 
 _OWN_RECORD = {"configuration", "arguments", "plugins"}
 _UNREAD = {"training_args.json", "manifest.json"}
-_NUMBER = re.compile(r"\d+\.\d+(e-?\d+)?|\b\d+(?= ?(ms|s|B|kB|KB|MB|GB|rows/s)\b)")
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+|\d+\.\d+(e-?\d+)?|\b\d+(?= ?(ms|s|B|kB|KB|MB|GB|rows/s)\b)")
 
 
 @dataclass
