@@ -40,7 +40,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
     ),
     "compile": ("off", "aot_eager"),
 }
-"""Accumulation `1` goes one batch beyond the first epoch, whose last is short. `3+1`: three micro-batches an update, and at the end of the first epoch one is left over."""
+"""Accumulation `1` goes one batch beyond the first epoch, whose last is short. `3+1`: three
+micro-batches an update, and at the end of the first epoch one is left over."""
 
 RATES = {"sgd": 0.05, "rmsprop": 1e-3, "lion": 1e-4}
 """Learning rates that are not 0.003. Small where a step is as long for a small gradient, which bf16 may turn."""
