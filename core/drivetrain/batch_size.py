@@ -50,7 +50,7 @@ def halving(trainer: Trainer, train: Callable[[], T]) -> T:
         beginning.let_go()
         give_back()
         if processes.renew is not None:
-            processes.renew(here)
+            processes.renew("" if here else None)
         tried = trainer._train_batch_size // trainer._parts
         with culprits_named(trainer.run):
             _check_followed(before, made, trainer)
@@ -76,9 +76,7 @@ def check_processes(trainer: Trainer) -> None:
     if run.processes.world_size == 1:
         return
     active = run.plan.slot("strategy")
-    if active is not None and not (
-        active.info.restarts if active.info is not None else getattr(active.plugin, "restarts", False)
-    ):
+    if active is not None and not active.restarts:
         raise ConfigurationError(
             f"auto_find_batch_size=True is not there for several processes under the strategy {active.name!r}, which "
             "cannot begin anew when one of them stops in the midst of a step: set the batch size by hand, or use the "

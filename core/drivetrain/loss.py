@@ -51,13 +51,12 @@ class LossWindow:
         self.total += value
         return value
 
-    def state(self, strategy: Any) -> dict[str, Any]:
-        """For a checkpoint: each rank's sum, the total, and the update last logged. A collective."""
-        sums = strategy.collect(self.sum.reshape(1))
-        return {"sum": sums.cpu(), "total": self.total, "last_logged": self.last_logged}
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: this rank's sum, on the device; the total, and the update last logged."""
+        return {"sum": self.sum.reshape(1), "total": self.total, "last_logged": self.last_logged}
 
     def restore(self, state: dict[str, Any], rank: int = 0, world_size: int = 1) -> None:
-        """What `state` gave; with another number of ranks each gets their mean."""
+        """What `state` gave, with the sums of all ranks; with another number of ranks each gets their mean."""
         sums = torch.as_tensor(state["sum"]).reshape(-1)
         self.sum.copy_(sums[rank] if len(sums) == world_size else sums.mean())
         self.total = float(state["total"])

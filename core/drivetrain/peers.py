@@ -28,24 +28,25 @@ _LATE = ("timed out", "timeout", "time out")
 
 _tell: Callable[[str], None] | None = None
 _ask: Callable[[], str | None] | None = None
-_short: Callable[[], int | None] | None = None
+_left: Callable[[], tuple[int, str] | None] | None = None
 _failed = False
 
 
 def connect(
     tell: Callable[[str], None] | None,
     ask: Callable[[], str | None] | None,
-    short: Callable[[], int | None] | None = None,
+    left: Callable[[], tuple[int, str] | None] | None = None,
 ) -> None:
     """Lets a launcher carry the news.
 
     Args:
         tell: tells the others why this process fails.
         ask: a sentence that says which rank has failed or ended, and why; None where it is not known.
-        short: the rank that has left the process group for want of memory, to begin anew; None where none has.
+        left: the rank that has left the process group, to meet the others in a new one, and the error that it did so
+            by, empty where that is a want of memory; None where none has.
     """
-    global _tell, _ask, _short
-    _tell, _ask, _short = tell, ask, short
+    global _tell, _ask, _left
+    _tell, _ask, _left = tell, ask, left
 
 
 def failed(error: BaseException) -> None:
@@ -58,8 +59,18 @@ def failed(error: BaseException) -> None:
         return
     first, _failed = not _failed, True
     if first and _tell is not None and not isinstance(error, ProcessError):
-        text = str(error) if isinstance(error, DrivetrainError) else f"{type(error).__name__}: {error}"
-        _tell(text.strip())
+        _tell(told_of(error))
+
+
+def told_of(error: BaseException) -> str:
+    """What the others are told of an error."""
+    text = str(error) if isinstance(error, DrivetrainError) else f"{type(error).__name__}: {error}"
+    return text.strip()
+
+
+def has_left() -> bool:
+    """Whether another process has left the process group of now, and waits to be met in a new one."""
+    return _left is not None and _left() is not None
 
 
 def has_failed() -> bool:
@@ -78,8 +89,11 @@ def lost(error: BaseException) -> ProcessError | None:
     if not _is_backends(error):
         return None
     known = _ask() if _ask is not None else None
-    if known is None and _short is not None and (rank := _short()) is not None:
-        return OutOfMemoryElsewhere(f"Another process of this run is out of memory: rank {rank}.")
+    if known is None and _left is not None and (found := _left()) is not None:
+        rank, reason = found
+        if not reason:
+            return OutOfMemoryElsewhere(f"Another process of this run is out of memory: rank {rank}.")
+        known = f"Another process of this run has failed: rank {rank} by {reason}"
     if known is not None:
         return ProcessError(known)
     if any(word in str(error).lower() for word in _LATE):

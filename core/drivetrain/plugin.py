@@ -80,8 +80,9 @@ class PluginInfo:
         after: names of plugins of the same kind that must come earlier.
         shards: for strategies, whether each process holds only a part of the weights. The whole model is then
             put on no device before `prepare`, and `save_model` is a collective.
-        restarts: for strategies, whether several processes can close the run, make a new process group, and begin
-            anew, after one of them found no memory in the midst of a step (`auto_find_batch_size`).
+        restarts: for strategies, whether several processes can make a new process group after one of them failed in
+            the midst of a step, and close the run and begin anew (`auto_find_batch_size`) or give the state of the
+            last update (`save_on_exception`).
         conflicts: `"kind:name"` of plugins that cannot be active together with this one, and the cure.
     """
 

@@ -57,7 +57,8 @@ class Processes:
         local_world_size: how many of the processes are on this machine; None where it is not known.
         node: number of this machine among the run's; 0 where it is not known.
         renew: leaves the process group, in the midst of a collective of the others, and makes a new one together
-            with them; told whether it is this process that cannot go on. None where somebody else made the group.
+            with them; told by which error this process leaves, empty for want of memory, None where it follows
+            another. It is None where somebody else made the group.
     """
 
     device: torch.device
@@ -70,7 +71,7 @@ class Processes:
     launch: str | None = None
     local_world_size: int | None = None
     node: int = 0
-    renew: Callable[[bool], None] | None = None
+    renew: Callable[[str | None], None] | None = None
 
     def barrier(self) -> None:
         """Return when every process of the run is here."""

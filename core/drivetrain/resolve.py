@@ -62,6 +62,11 @@ class Active:
         """`kind:name`, the name it is registered under."""
         return f"{self.kind}:{self.name}"
 
+    @property
+    def restarts(self) -> bool:
+        """Of a strategy: see `PluginInfo.restarts`; an object handed in says so itself."""
+        return self.info.restarts if self.info is not None else bool(getattr(self.plugin, "restarts", False))
+
 
 @dataclass(slots=True)
 class Plan:

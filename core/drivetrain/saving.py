@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drivetrain.background import BackgroundWriter, Write
 from drivetrain.checkpoint import (
     CheckpointContents,
     Exchange,
-    RandomState,
     alike,
     alone,
     rotate,
@@ -23,9 +22,9 @@ from drivetrain.checkpoint import (
 )
 from drivetrain.errors import CheckpointError
 from drivetrain.evaluation_weights import evaluation_weights
-from drivetrain.gathering import broadcast, exchange_of, gather_objects, to_host
+from drivetrain.gathering import exchange_of
 from drivetrain.host_copies import HostCopies
-from drivetrain.listener_states import callback_states, plugin_states
+from drivetrain.rank_part import RankPart, bring_together, rank_part
 from drivetrain.resume_checks import facts_of
 from drivetrain.slots import STATE_PARTS
 
@@ -59,7 +58,7 @@ def save(
     trainer: Trainer,
     run: Run,
     metrics: dict[str, float] | None,
-    change: Callable[[CheckpointContents], None] | None = None,
+    part: RankPart | None = None,
 ) -> None:
     """Writes `checkpoint-STEP`, notes whether it is the best, and deletes what is too old. A collective.
 
@@ -69,7 +68,7 @@ def save(
         trainer: its `save_model` writes the weights.
         run: the run.
         metrics: of the evaluation at this very step, or None.
-        change: changes what is to be written, before it is.
+        part: of this rank, where what it has now is not what is to be written.
     """
     folder = place_of(trainer, run.state.global_step)
     if folder in (trainer._others or ()) and run.keeps_state:
@@ -84,9 +83,7 @@ def save(
     write = Write(folder, (run.state.best_metric, run.state.best_model_checkpoint))
     with evaluation_weights(run), _best_if_written(run, write):
         note_best(trainer, folder, metrics)
-        contents = gather(trainer, run)
-        if change is not None:
-            change(contents)
+        contents = gather(trainer, run, part if part is not None else rank_part(trainer, run))
         state, writer = contents.train_state, trainer._writer
         assert state is not None
         several = state.spread or len(run.writers) > 1
@@ -205,49 +202,19 @@ def _tell_not_called(kind: str, overridden: tuple[str, ...]) -> None:
         )
 
 
-def gather(trainer: Trainer, run: Run) -> CheckpointContents:
+def gather(trainer: Trainer, run: Run, part: RankPart) -> CheckpointContents:
     """All that a checkpoint holds. A collective."""
     state = run.state
-    first, *others = gather_objects(RandomState.capture(), run.processes)
-    listeners = {"plugins": plugin_states(run), "callbacks": callback_states(trainer)}
-    if len(run.writers) > 1:  # rank 0's on every node: its loggers alone may know where they log to
-        listeners = broadcast(to_host(listeners) if run.is_main_process else None, run.processes)
     return CheckpointContents(
         train_state=run.strategy.state_out(),
         scheduler=run.lr_scheduler.state_dict() if run.lr_scheduler is not None else None,
-        random=first,
-        others=others,
         # A copy, of which who writes makes JSON: of a long log that takes a while.
         trainer_state={**vars(state), "log_history": [dict(row) for row in state.log_history]},
         args=run.args.to_dict(),
         plugins={f"{kind}:{name}": version for kind, name, version, _ in run.plan.describe()},
-        position=position_of(trainer, run),
         configuration={"launch": run.processes.launch, **facts_of(run)},
-        loss=trainer._losses.state(run.strategy),
-        plugin_states=listeners["plugins"],
-        callback_states=listeners["callbacks"],
+        **bring_together(part, run),
     )
-
-
-def position_of(trainer: Trainer, run: Run) -> dict[str, Any]:
-    """Where a run is. A collective."""
-    position = trainer._position
-    return {
-        "epoch": position.epoch,
-        "batch": position.batch,
-        "micro_batches": position.micro_batches,
-        "epoch_ended": position.epoch_ended,
-        "data": trainer._batches.position() if trainer._batches is not None else None,
-        "epoch_stop": run.control.should_epoch_stop,
-        "layout": _layout_of(trainer),
-    }
-
-
-def _layout_of(trainer: Trainer) -> dict[str, int] | None:
-    """The layout, with the batch size that was asked for, where `auto_find_batch_size` may have found another."""
-    if trainer._layout is None:
-        return None
-    return {**trainer._layout.to_json(), "asked": trainer.args.train_batch_size}
 
 
 def note_best(trainer: Trainer, folder: str, metrics: dict[str, float] | None) -> None:

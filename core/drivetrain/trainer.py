@@ -388,8 +388,8 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         try:
             train_loop(self, run, length, self._losses, self._position)
         except BaseException as error:
-            if self._last_update is not None:
-                self._last_update.save(run, error)
+            if self._last_update is not None and (failed := self._last_update.save(run, error)) is not None:
+                raise failed from error
             raise
         self._finish_saving(run)
         if self._preemption is not None:

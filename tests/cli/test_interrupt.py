@@ -40,8 +40,8 @@ def late(width=2):
 """
 
 
-def in_a_terminal(words: list[str], seen: str, presses: list[float]) -> tuple[int, str]:
-    """Runs a command in a pseudo-terminal and presses Ctrl-C once `seen` is there, each time after a pause."""
+def in_a_terminal(words: list[str], *presses: tuple[str, float]) -> tuple[int, str]:
+    """Runs a command in a pseudo-terminal and presses Ctrl-C: each time some seconds after a text is there."""
     main, side = pty.openpty()
 
     def begin() -> None:
@@ -58,7 +58,7 @@ def in_a_terminal(words: list[str], seen: str, presses: list[float]) -> tuple[in
         env=environment(TERM="dumb", NO_COLOR="1", COLUMNS="500"),
     )
     os.close(side)
-    text = ""
+    text, left = "", list(presses)
     try:
         while True:
             try:
@@ -68,8 +68,8 @@ def in_a_terminal(words: list[str], seen: str, presses: list[float]) -> tuple[in
             if not got:
                 break
             text += got
-            while seen in text and presses:
-                time.sleep(presses.pop(0))
+            while left and left[0][0] in text:
+                time.sleep(left.pop(0)[1])
                 os.write(main, b"\x03")
         return running.wait(60), text.replace("\r\n", "\n")
     finally:
@@ -92,7 +92,7 @@ def command(*more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_prints_the_command_that_resumes(slow: Path) -> None:
-    code, text = in_a_terminal(command("--overwrite-output-dir"), "step  3/16", [0])
+    code, text = in_a_terminal(command("--overwrite-output-dir"), ("step  3/16", 0))
     assert code == 130, text
     assert "SIGINT: the run writes a checkpoint and leaves; once more ends it at once." in text
     last = text.splitlines()[-1]
@@ -113,7 +113,8 @@ def test_ctrl_c_twice(slow: Path) -> None:
     """A step that takes long: the second one does not wait for it."""
     with (slow / "line_project.py").open("a") as file:
         file.write("\n\nSlow.forward = lambda self, x, labels=None: (print('BEGUN', flush=True), late())\n")
-    code, text = in_a_terminal(command(), "BEGUN", [0, 1.2])
+    # Two signals within a second of each other are one; the second begins when the process has heard the first.
+    code, text = in_a_terminal(command(), ("BEGUN", 0), ("once more ends it at once", 1.2))
     assert code == -signal.SIGINT, text
     assert not list((slow / "out").glob("checkpoint-*"))
 
@@ -121,7 +122,7 @@ def test_ctrl_c_twice(slow: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_before_the_run_begins(slow: Path, edit: Callable[[str, str], None]) -> None:
     edit("line_project:slow", "line_project:late")
-    code, text = in_a_terminal(command(), "LATE", [0])
+    code, text = in_a_terminal(command(), ("LATE", 0))
     assert code == 130, text
     assert text.splitlines()[-1].endswith("Stopped by SIGINT.")
     assert "Traceback" not in text

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 
-def torchrun(script: Path, *arguments: str, processes: int = 2, timeout: int = 240) -> str:
-    """Runs a script under torchrun on gloo and returns what it printed; fails the test where it failed.
+def torchrun(script: Path, *arguments: str, processes: int = 2, timeout: int = 240, code: int = 0) -> str:
+    """Runs a script under torchrun on gloo and returns what it printed; fails the test where it ends otherwise.
 
     What is not at its end after `timeout` seconds is ended with all its processes; each says where it stood.
     """
@@ -53,7 +53,7 @@ def torchrun(script: Path, *arguments: str, processes: int = 2, timeout: int = 2
                     os.killpg(pid, signal.SIGKILL)
             out, err = process.communicate()
         pytest.fail(f"torchrun was not at its end after {timeout} s:\n{out[-3000:]}\n{err[-9000:]}")
-    if process.returncode != 0:
+    if process.returncode != code:
         pytest.fail(f"torchrun ended with {process.returncode}:\n{out[-3000:]}\n{err[-6000:]}")
     return out + err
 

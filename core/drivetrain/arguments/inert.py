@@ -52,11 +52,6 @@ INERT: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
         "save_strategy is 'no'",
     ),
     (
-        ("save_on_exception",),
-        lambda args: asked_for() > 1,
-        "an error of one process leaves the others in the middle of a step",
-    ),
-    (
         ("keep_effective_batch_size",),
         lambda args: not args.auto_find_batch_size,
         "auto_find_batch_size is False",

@@ -25,7 +25,7 @@ from drivetrain.data.dealing import Dealt, Split
 from drivetrain.data.device import first_row
 from drivetrain.data.fetching import foreign_items, iterable_items, map_items, skip, stateful
 from drivetrain.data.loader import fetches_ahead
-from drivetrain.data.position import Position, holds, of_rank
+from drivetrain.data.position import Position, PositionHere, holds, of_rank, together
 from drivetrain.data.samplers import has_length
 from drivetrain.data.source import (
     FOREIGN,
@@ -42,7 +42,7 @@ from drivetrain.data.source import (
 from drivetrain.data.stream import next_pass
 from drivetrain.data.workers import Workers, workers_of
 from drivetrain.errors import ConfigurationError
-from drivetrain.gathering import gather_counts, gather_objects
+from drivetrain.gathering import gather_counts
 from drivetrain.trust import taken_from_checkpoint
 
 logger = logging.getLogger("drivetrain")
@@ -136,8 +136,12 @@ class BatchIterator:
 
         A collective where there are several ranks.
         """
+        return together(self.position_here(), self.processes)
+
+    def position_here(self) -> PositionHere:
+        """The same as far as this rank knows it; asks no other."""
         if not self._begun:
-            return self._given
+            return self._given, None
         batch, row = self._first
         parts = self.split.parts
         position: Position = {
@@ -151,10 +155,7 @@ class BatchIterator:
             position["base_seed"], position["seed"] = self._seeds
             if self._permutation:
                 position["permutation"] = self._permutation
-        own = self._own_position()
-        if self.processes.world_size == 1:
-            return position | own
-        return position | {"ranks": gather_objects(own, self.processes)}
+        return position, self._own_position()
 
     def _own_position(self) -> Position:
         """What differs from rank to rank."""

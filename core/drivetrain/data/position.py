@@ -28,8 +28,21 @@ from typing import Any, TypeAlias
 
 from drivetrain.checkpoint.serialize import pack
 from drivetrain.errors import CheckpointError
+from drivetrain.gathering import gather_objects
 
 Position: TypeAlias = dict[str, Any]
+PositionHere: TypeAlias = tuple[Position, Position | None]
+"""What all ranks have in common, and what differs from rank to rank; None where the position was given as a whole."""
+
+
+def together(here: PositionHere, processes: Any) -> Position:
+    """The position, of what each rank knows of it. A collective where there are several."""
+    common, own = here
+    if own is None:
+        return common
+    if processes.world_size == 1:
+        return common | own
+    return common | {"ranks": gather_objects(own, processes)}
 
 
 def of_rank(position: Position, rank: int, world: int) -> Position:

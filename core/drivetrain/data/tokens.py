@@ -77,6 +77,10 @@ class TokenWeighted:
         """The position in the data; asked for between updates, when nothing is held back."""
         return self.batches.position()
 
+    def position_here(self) -> Any:
+        """The same as far as this rank knows it."""
+        return self.batches.position_here()
+
     def close(self) -> None:
         """Ends the pass."""
         self.batches.close()

@@ -31,7 +31,7 @@ def end_at_exit(news: News, store: Any) -> None:
         news: tells of failures until then.
         store: the group's; rank 0's copy is the store itself, and is kept until the others have gone.
     """
-    peers.connect(news.tell, news.failure, news.short_of_memory)
+    peers.connect(news.tell, news.failure, news.left)
     if dist.get_backend() == "nccl":
         end_if_hung(news, HUNG)
     hook = sys.excepthook

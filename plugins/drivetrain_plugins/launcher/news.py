@@ -37,10 +37,10 @@ class News:
         self._failure: tuple[int, str] | None = None
         self._ended: set[int] = set()
         self._group = 0  # number of the process group of now
-        self._short: dict[int, int] = {}  # group -> the rank that left it first for want of memory
+        self._left: dict[int, tuple[int, str]] = {}  # group -> the rank that left it first, and why
         self._changed = threading.Condition()
         self._on_failure: Callable[[], None] | None = None
-        self._on_short: Callable[[], None] | None = None
+        self._on_left: Callable[[], None] | None = None
         self._stop, self._stopped = socket.socketpair()
         for line in lines.values():
             line.settimeout(_SENT)
@@ -54,22 +54,23 @@ class News:
         with self._changed:
             self._send({"failed": [self.rank, reason[:_LONGEST]]})
 
-    def tell_short(self) -> None:
-        """Says that this rank leaves the process group, since it found no memory in it."""
+    def tell_left(self, reason: str) -> None:
+        """Says that this rank leaves the process group, and by which error; by want of memory where that is empty."""
+        news = {"left": [self.rank, self._group, reason[:_LONGEST]]}
         with self._changed:
-            self._hear({"short": [self.rank, self._group]})
+            self._hear(news)
             if self.rank != 0:
-                self._send({"short": [self.rank, self._group]})
+                self._send(news)
 
-    def on_short(self, call: Callable[[], None]) -> None:
+    def on_left(self, call: Callable[[], None]) -> None:
         """Lets `call` be called, in the thread that reads, when another rank leaves the process group of now."""
         with self._changed:
-            self._on_short = call
+            self._on_left = call
 
-    def short_of_memory(self) -> int | None:
-        """The rank that left the process group of now for want of memory; None where none has."""
+    def left(self) -> tuple[int, str] | None:
+        """The rank that left the process group of now first, and why; None where none has."""
         with self._changed:
-            return self._short.get(self._group)
+            return self._left.get(self._group)
 
     def next_group(self) -> int:
         """Number of the next process group, which is that of now from here on."""
@@ -106,7 +107,7 @@ class News:
                     f"Another process of this run has ended: rank {rank}, without a word, as when it is killed or "
                     "finds no memory."
                 )
-            if self._group in self._short:
+            if self._group in self._left:
                 return None
             if early := [rank for rank in sorted(self._ended) if rank != self.rank]:
                 return (
@@ -182,13 +183,13 @@ class News:
                 self._send(news)
             if self._on_failure is not None:
                 self._on_failure()
-        if "short" in news:
-            rank, group = news["short"]
-            self._short.setdefault(int(group), int(rank))
+        if "left" in news:
+            rank, group, reason = news["left"]
+            self._left.setdefault(int(group), (int(rank), str(reason)))
             if self.rank == 0:
                 self._send(news)
-            if self._on_short is not None and group == self._group and rank != self.rank:
-                self._on_short()
+            if self._on_left is not None and group == self._group and rank != self.rank:
+                self._on_left()
         for rank in news.get("ended", ()):
             self._note_end(rank)
 
@@ -198,7 +199,7 @@ class News:
             self._send({"ended": sorted(self._ended)})
 
     def _told(self) -> bool:
-        return self._failure is not None or self._group in self._short
+        return self._failure is not None or self._group in self._left
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.size) if rank not in self._ended]

@@ -1,4 +1,4 @@
-"""A new process group in the midst of a run, when one process has found no memory in the old one.
+"""A new process group in the midst of a run, when one process has failed in the old one.
 
 The others stand in a collective that this process will never enter. It tells them beside the group that it leaves, and
 breaks the group's connections, upon which their collectives end in an error. Each does the same in its turn, and when
@@ -50,19 +50,19 @@ class Renewal:
         self.rank, self.size, self.backend, self.timeout = rank, size, backend, timeout
         self.device, self.store, self.news = device, store, news
         if backend == "nccl":
-            news.on_short(_abort_here)
+            news.on_left(_abort_here)
 
-    def __call__(self, short: bool) -> None:
+    def __call__(self, reason: str | None) -> None:
         """Leaves, and comes back with all the others.
 
         Args:
-            short: it is this process that found no memory.
+            reason: the error that this process leaves by, empty for want of memory; None where it follows another.
 
         Raises:
             ProcessError: another one has failed, or did not come within `ddp_timeout`.
         """
-        if short:
-            self.news.tell_short()
+        if reason is not None:
+            self.news.tell_left(reason)
         number = self.news.next_group()
         _break_connections(self.backend, (self.rank + 1) % self.size)
         self._wait_for_all(number)
@@ -89,8 +89,8 @@ class Renewal:
             missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
         raise ProcessError(
             self.news.failure()
-            or f"Out of memory, and the run cannot begin anew without {ranks(missing)}, which did not leave what it "
-            "was doing within ddp_timeout."
+            or f"There is no new process group without {ranks(missing)}, which did not leave what it was doing within "
+            "ddp_timeout."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ VALUES: dict[str, Any] = {
 }
 
 
+def taken(mb: int) -> torch.Tensor:
+    """Memory of the system's, every page of it in use; malloc may have some at hand that counts already."""
+    memory = mmap.mmap(-1, mb * MB)
+    for page in range(0, mb * MB, mmap.PAGESIZE):
+        memory[page] = 1
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
 class Takes(Toy):
     """Takes memory in its forward: some for good, some for a moment."""
 
@@ -32,17 +42,18 @@ class Takes(Toy):
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         if self.keep:
-            self.kept.append(torch.ones(self.keep * MB, dtype=torch.uint8))
+            self.kept.append(taken(self.keep))
             self.keep = 0
         if self.moment:
             for _ in range(2):
-                torch.ones(self.moment * MB, dtype=torch.uint8)
+                taken(self.moment)
         return super().forward(x, labels)
 
 
 def test_each_stage_tells_what_it_took(tmp_path: Path) -> None:
     """48 MB for good and 96 for a moment; the figures of the making come with the first stage, and once."""
     trainer(tmp_path, **VALUES).train()  # what the first update of a process imports
+    gc.collect()  # what earlier tests have left
     model = Takes()
     made = trainer(tmp_path, model=model, **VALUES)
     model.keep, model.moment = 48, 96
@@ -69,10 +80,11 @@ def test_each_stage_tells_what_it_took(tmp_path: Path) -> None:
 def test_the_making_of_the_trainer(tmp_path: Path) -> None:
     def build() -> Toy:
         model = Takes()
-        model.register_buffer("large", torch.ones(40 * MB, dtype=torch.uint8))
-        torch.ones(80 * MB, dtype=torch.uint8)
+        model.register_buffer("large", taken(40))
+        taken(80)
         return model
 
+    gc.collect()
     made = trainer(tmp_path, model_init=build, **VALUES)
     evaluated = made.evaluate()
     assert 40 * MB <= evaluated["init_mem_cpu_alloc_delta"] < 70 * MB
@@ -110,7 +122,7 @@ def test_a_copied_evaluate_is_measured(tmp_path: Path) -> None:
             self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
         ) -> Any:
             self._memory_tracker.start()
-            torch.ones(64 * MB, dtype=torch.uint8)
+            taken(64)
             output = self.evaluation_loop(self.get_eval_dataloader(eval_dataset), "Evaluation")
             self._memory_tracker.stop_and_update_metrics(output.metrics)
             return output.metrics
@@ -127,7 +139,7 @@ def test_where_the_system_does_not_forget_its_peak(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(memory_metrics, "_CLEAR", tmp_path / "not there" / "clear_refs")
     memory = HostMemory()
     before = memory.begin()
-    held = torch.ones(64 * MB, dtype=torch.uint8)
+    held = taken(64)
     deadline = time.monotonic() + 60
     while memory._peak < before + 60 * MB and time.monotonic() < deadline:
         time.sleep(0.01)

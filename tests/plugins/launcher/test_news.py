@@ -94,20 +94,20 @@ def test_a_process_that_hangs_on_a_dead_one_ends():
     )
 
 
-def test_who_leaves_for_want_of_memory_is_known_to_all(three):
+def test_who_leaves_the_group_is_known_to_all(three):
     heard = threading.Event()
-    three[0].on_short(heard.set)
-    three[2].tell_short()
+    three[0].on_left(heard.set)
+    three[2].tell_left("ValueError: why")
     for news in three:
         assert news.failure() is None  # it is no failure, and nobody waits longer for one
-        assert news.short_of_memory() == 2
+        assert news.left() == (2, "ValueError: why")
     assert heard.is_set()
     # In the next group it is old news, also where it comes late.
     assert [news.next_group() for news in three[:2]] == [1, 1]
-    three[2].tell_short()
-    assert [news.short_of_memory() for news in three] == [None, None, 2]
+    three[2].tell_left("")
+    assert [news.left() for news in three] == [None, None, (2, "ValueError: why")]
     # A failure counts for more: the run cannot begin anew.
-    three[1].tell_short()
+    three[1].tell_left("")
     three[1].tell("ValueError: my own fault")
     end = time.monotonic() + 60
     while not three[0].has_failed() and time.monotonic() < end:
