@@ -23,6 +23,8 @@ from drivetrain_plugins.launcher.meeting import ranks
 from drivetrain_plugins.launcher.news import News
 
 _AGAIN = 0.05  # seconds
+# A collective that this process has finished, the others may be about to finish: they are given the time.
+_GRACE = 0.5
 
 
 class Renewal:
@@ -62,6 +64,7 @@ class Renewal:
             ProcessError: another one has failed, or did not come within `ddp_timeout`.
         """
         if reason is not None:
+            time.sleep(_GRACE)
             self.news.tell_left(reason)
         number = self.news.next_group()
         _break_connections(self.backend, (self.rank + 1) % self.size)
