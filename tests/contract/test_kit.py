@@ -60,7 +60,11 @@ def test_three_lines_run_what_is_chosen_and_say_what_is_skipped(tmp_path: Path) 
 @pytest.mark.soak
 def test_breaking_off_ends_every_process(tmp_path: Path) -> None:
     command = author(tmp_path, "-k", "equals_single", f"--basetemp={tmp_path / 'runs'}")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def heard() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's job in the background ignores it
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=heard)
     try:
         until = time.monotonic() + 200
         while not (begun := list(tmp_path.rglob("launch-*-of-2-rank-1.lock"))) and time.monotonic() < until:
