@@ -102,6 +102,15 @@ def test_it_is_the_algorithm_by_hand(site: Site, package: str) -> None:
 
 
 @pytest.mark.soak
+def test_after_an_error_of_one_all_meet_again(site: Site, tmp_path: Path) -> None:
+    """`restarts` of the strategy `average`: its state is there in another process group too."""
+    script = ROOT / "tests" / "core" / "loop" / "exception_ranks.py"
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    printed = site.run(*launch, str(script), str(tmp_path), "average", path=(ROOT / "tests",))
+    assert printed.count(": fine on rank") == 22
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("package", PACKAGES)
 def test_it_keeps_the_contract(site: Site, package: str) -> None:
     """All of the package's own tests."""

@@ -27,12 +27,19 @@ class Site:
         quiet = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
         self.run("pip", "install", *quiet, "--target", str(self.folder), *map(str, projects))
 
-    def run(self, *command: str, folder: Path = ROOT, timeout: int = 600, code: int = 0) -> str:
+    def run(
+        self,
+        *command: str,
+        folder: Path = ROOT,
+        timeout: int = 600,
+        code: int = 0,
+        path: tuple[Path, ...] = (),
+    ) -> str:
         """What `python -m COMMAND` prints; the test fails where it ends with another code, or is not at its end in time."""
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": os.pathsep.join(map(str, (self.folder, *path))),
             "COLUMNS": "110",
             "NO_COLOR": "1",
         }

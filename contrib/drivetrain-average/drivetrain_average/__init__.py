@@ -9,4 +9,5 @@ AVERAGE = PluginInfo(
     implementation="drivetrain_average.strategy:AveragePlugin",
     arguments=("max_grad_norm", "gradient_accumulation_steps", "local_rank", "ddp_backend", "ddp_timeout"),
     distribution="drivetrain-average",
+    restarts=True,
 )
