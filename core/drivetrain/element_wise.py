@@ -82,8 +82,12 @@ def _samples(group: Group, number: int) -> list[torch.Tensor]:
 
 
 def _cut(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Each laid flat, in two pieces of uneven length."""
-    return [piece for tensor in tensors for piece in tensor.flatten().tensor_split([tensor.numel() // 3])]
+    """Each laid flat, in two pieces of odd length, since blocks of an even one would go into both as into the whole."""
+    return [
+        piece
+        for tensor in tensors
+        for piece in tensor.flatten().tensor_split([tensor.numel() // 3 // 2 * 2 + 1])
+    ]
 
 
 def _row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

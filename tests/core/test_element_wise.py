@@ -39,6 +39,23 @@ class Blocks(torch.optim.SGD):
         super().step()
 
 
+class Scaled(torch.optim.Optimizer):
+    """Divides each block of gradients by its largest, as a state of few bits is scaled; others are taken as they are."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient.numel() % 256 == 0:
+                    blocks = gradient.reshape(-1, 256)
+                    gradient = (blocks / blocks.abs().amax(1, keepdim=True)).reshape(gradient.shape)
+                parameter -= group["lr"] * gradient
+
+
 def groups(*dims: int, **options: Any) -> list[dict[str, Any]]:
     return [{"params": [torch.empty((2,) * dim) for dim in dims], **options}]
 
@@ -65,6 +82,7 @@ def test_element_by_element(cls: Any, kwargs: dict[str, Any]) -> None:
         (torch.optim.Muon, {"lr": 1e-2}, (2,)),
         (Normed, {}, (1,)),
         (Blocks, {"lr": 1e-2}, (2,)),
+        (Scaled, {}, (2,)),
     ],
 )
 def test_more_than_one_element(cls: Any, kwargs: dict[str, Any], dims: tuple[int, ...]) -> None:
