@@ -1,243 +1,246 @@
-"""The bar on a terminal. Its own thread reads what it shows, so that a step pays nothing for it."""
+"""The display on a terminal. Its own thread looks at the run, so that a step pays nothing for it."""
 
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.cells import cell_len, set_cell_size
+from rich.color import ColorSystem
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from rich.style import Style
 
-from drivetrain_plugins.callback.rows import Cell, duration, lines, number, speed
+from drivetrain_plugins.callback.region import Above, Region
+from drivetrain_plugins.callback.rows import Cell, cells, lines
+from drivetrain_plugins.callback.standing import Figure, Standing, Track
 
-REFRESH = 0.25  # seconds between two looks at the run; a look takes one to three milliseconds
-WINDOW = 60  # looks over which the speed is measured
-ONE_LINE = 100  # columns from which bar and figures share a line
-TIME = 12  # columns of the time left
+REFRESH = 0.25  # seconds between two looks at the run
+WIDEST = 120  # columns that the display takes at most
+NARROW = 90  # columns below which the epoch moves from the bar's line to the figures
+NAME = 10  # columns of "Evaluation", "Prediction", "Training"
+CURVE = 20  # columns of a curve at most
+SHORTEST_CURVE = 6
 
+STYLES = {
+    "dim": Style(dim=True),
+    "bold": Style(bold=True),
+    "bar": Style(color="cyan"),
+    "good": Style(color="green"),
+    "bad": Style(color="red", bold=True),
+    "rest": Style(color="bright_black"),
+}
 
-class Clock:
-    """The speed of a counter over the last looks at it. Time between `pause` and `resume` does not count."""
-
-    def __init__(self) -> None:
-        self._looks: deque[tuple[float, int]] = deque(maxlen=WINDOW)
-        self._lost = 0.0
-        self._paused_at: float | None = None
-
-    def pause(self) -> None:
-        """Stops counting time."""
-        self._paused_at = time.monotonic()
-
-    def resume(self) -> None:
-        """Counts time again."""
-        if self._paused_at is not None:
-            self._lost += time.monotonic() - self._paused_at
-            self._paused_at = None
-
-    def look(self, count: int) -> None:
-        """Notes where the counter stands."""
-        if self._paused_at is None:
-            self._looks.append((time.monotonic() - self._lost, count))
-
-    def rate(self) -> float | None:
-        """Counts a second, or None while too little has been seen."""
-        if len(self._looks) < 2:
-            return None
-        (before, first), (now, last) = self._looks[0], self._looks[-1]
-        return (last - first) / (now - before) if last > first and now > before else None
-
-
-def _learning_rate(optimizer: Any) -> float | None:
-    """The rate of the first group, where reading it makes no device wait."""
-    try:
-        rate = optimizer.param_groups[0]["lr"]
-    except (AttributeError, IndexError, KeyError, TypeError):
-        return None
-    return rate if isinstance(rate, (int, float)) else None
+Piece = tuple[str, str]  # text, and the name of its style; "" is none
 
 
 class Bar:
-    """A live display of a run on one terminal.
+    """A display of a run at the foot of one terminal.
 
     Attributes:
-        predicting: whether an evaluation or a prediction is under way.
-        predicted: its batches done; whoever predicts adds to it.
+        standing: what it shows.
     """
 
+    active: Bar | None = None  # one at a time: the terminal has one foot
+
     def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=stream, force_terminal=True, force_jupyter=False, highlight=False)
-        self.predicting = False
-        self.predicted = 0
-        self._state: Any = None
-        self._optimizer: Any = None
-        self._rows_per_step = 0
-        self._began = time.monotonic()
-        self._latest: dict[str, Any] = {}
-        self._clock = Clock()
-        self._prediction_clock = Clock()
-        self._prediction_name = ""
-        self._prediction_total: int | None = None
-        self._waiting: deque[list[Cell]] = deque()
-        self._printed_at = 0.0
-        self._lock = threading.RLock()
+        self.standing = Standing()
+        console = Console(file=stream, force_terminal=True, force_jupyter=False)
+        system = ColorSystem.STANDARD if console.color_system else None
+        self._codes: dict[str, list[str]] = {}  # what goes before and after a text, by the name of its style
+        for name, style in STYLES.items():
+            chosen = style.without_color if console.no_color else style
+            self._codes[name] = chosen.render("|", color_system=system).split("|")
+        self._unicode = has_unicode(stream)
+        self._widths: dict[str, int] = {}  # the widest that each figure has been, so that none jumps
+        self._waiting: deque[tuple[dict[str, Any], int, int]] = deque()
+        self._region = Region(stream, self._drawn, self._flush)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="drivetrain-progress", daemon=True)
-        self._live = Live(
-            get_renderable=self._picture,
-            console=self.console,
-            auto_refresh=False,  # ours looks less often, and prints waiting rows in the same go
-            redirect_stdout=bool(sys.stdout is not None and sys.stdout.isatty()),
-            redirect_stderr=bool(sys.stderr is not None and sys.stderr.isatty()),
-        )
 
     def start(self) -> None:
-        """Puts the bar up."""
-        self._live.start()
+        """Puts the display up."""
+        Bar.active = self
+        self._region.open()
         self._thread.start()
-        atexit.register(self.stop)  # an interpreter that ends on an error gives the cursor back
+        atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Shows the last state and gives the terminal back. May be called again."""
+        """Leaves the last state, or nothing where nothing was trained, and gives the terminal back.
+
+        May be called again.
+        """
         if self._stopped.is_set():
             return
         self._stopped.set()
         atexit.unregister(self.stop)
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
-        self._live.transient = self._state is None  # an evaluation by itself leaves nothing behind
+        self.standing.finish()
         self._flush()
-        self._live.stop()
+        self._region.close(keep=self.standing.state is not None)
+        Bar.active = None
 
-    def watch_training(self, state: Any, optimizer: Any, rows_per_step: int) -> None:
-        """Follows `state.global_step` from here to `state.max_steps`."""
-        self._optimizer, self._rows_per_step = optimizer, rows_per_step
-        self._began = time.monotonic()
-        self._clock = Clock()
-        self._clock.look(state.global_step)
-        self._state = state
+    def row(self, logs: Mapping[str, Any], step: int, max_steps: int) -> bool:
+        """Prints a row of the log above the display, with the next look.
 
-    def watch_prediction(self, name: str, batches: int | None) -> None:
-        """Follows `predicted` up to `batches`, under a bar of its own."""
-        self._prediction_name, self._prediction_total = name, batches
-        self.predicted = 0
-        self._prediction_clock = Clock()
-        self._prediction_clock.look(0)
-        self._clock.pause()
-        self.predicting = True
-
-    def forget_prediction(self) -> None:
-        """Takes the prediction's bar away."""
-        self.predicting = False
-        self._clock.resume()
-
-    def note(self, logs: Mapping[str, Any]) -> None:
-        """Keeps what the bar shows of a row of the log."""
-        for name in ("loss", "learning_rate"):
-            if name in logs:
-                self._latest[name] = logs[name]
-
-    def print(self, shown: list[Cell]) -> None:
-        """Prints a row above the bar: now, or with the next look where rows come thick and fast."""
-        self._waiting.append(shown)
-        if time.monotonic() - self._printed_at >= REFRESH:
-            self._flush()
+        Returns:
+            Whether it does: not where standard output leads elsewhere.
+        """
+        if not isinstance(sys.stdout, Above) or not sys.stdout.whole_lines:
+            return False
+        self._waiting.append((dict(logs), step, max_steps))
+        return True
 
     def _watch(self) -> None:
         while not self._stopped.wait(REFRESH):
             self._flush()
+            self._region.draw()
 
     def _flush(self) -> None:
-        with self._lock:
-            rows: list[Text] = []
+        with self._region.lock:
+            rows: list[str] = []
+            columns = self._region.size()[0]
             while self._waiting:
-                rows.extend(self._text(self._waiting.popleft()))
-            self._printed_at = time.monotonic()
+                rows += self._row(cells(*self._waiting.popleft()), columns)
             if rows:
-                self.console.print(Text("\n").join(rows))  # which draws the bar again below them
-            else:
-                self._live.refresh()
+                self._region.above("\n".join(rows))
 
-    def _text(self, shown: Sequence[Cell]) -> list[Text]:
-        made: list[Text] = []
-        for dealt in lines(shown, self.console.width):
-            text = Text("    " if made else "", no_wrap=True, overflow="fold")
+    # -- what is drawn ---------------------------------------------------------------------------------
+
+    def _row(self, shown: Sequence[Cell], columns: int) -> list[str]:
+        made: list[str] = []
+        for dealt in lines(shown, columns - 1, measure=cell_len):
+            pieces: list[Piece] = [("    ", "")] if made else []
             for position, cell in enumerate(dealt):
-                text.append("  " if position else "")
+                pieces.append(("  " if position else "", ""))
                 if cell.name:
-                    text.append(f"{cell.name} ", style="dim")
-                text.append(cell.value, style="bold" if cell.name.endswith("loss") else "")
-            made.append(text)
+                    pieces.append((f"{cell.name} ", "dim"))
+                pieces.append((cell.value, "bold" if cell.name.endswith("loss") else ""))
+            made.append(self._painted(pieces))
         return made
 
-    def _picture(self) -> Text:
-        """What the terminal shows now."""
-        parts: list[Text] = []
-        state = self._state
-        if state is not None:
-            step = state.global_step
-            self._clock.look(step)
-            rate = self._clock.rate()
-            shown = self._figures(rate)
-            time_shown = self._time(state.max_steps - step, rate)
-            if self._stopped.is_set():
-                time_shown = f"{duration(time.monotonic() - self._began)} in all"
-            parts += self._line("Training", step, state.max_steps, shown, time_shown)
-        if self.predicting:
-            done = self.predicted
-            self._prediction_clock.look(done)
-            rate = self._prediction_clock.rate()
-            total = self._prediction_total
-            shown = [Cell("", f"{speed(rate)} batches/s")] if rate else []
-            left = self._time(total - done if total is not None else None, rate)
-            parts += self._line(self._prediction_name, done, total, shown, left)
-        return Text("\n").join(parts)
+    def _drawn(self, columns: int) -> list[str]:
+        """The display for a terminal of so many columns."""
+        width = min(columns - 1, WIDEST)
+        tracks = self.standing.tracks()
+        made = [self._track(tracks[0], width)] if tracks else []
+        groups: list[list[list[Piece]]] = []
+        for group in self.standing.figures():
+            groups.append([self._figure(figure, width) for figure in group])
+        if groups and width < NARROW and tracks[0].beside:
+            groups[min(1, len(groups) - 1)].insert(0, [(self._steady("epoch", tracks[0].beside), "")])
+        made += [self._painted(pieces) for pieces in _dealt(groups, width)]
+        made += [self._track(track, width) for track in tracks[1:]]
+        return made
 
-    @staticmethod
-    def _time(left: int | None, rate: float | None) -> str:
-        return f"{duration(left / rate)} left" if left is not None and rate else ""
+    def _track(self, track: Track, width: int) -> str:
+        done, total = track.done, track.total
+        count = f"{done:,}" if total is None else f"{done:>{len(f'{total:,}')},}/{total:,}"
+        share = "" if not total else f" {min(done / total, 1):4.0%}"
+        beside = (
+            ""
+            if width < NARROW or not track.beside
+            else f"  {self._steady('beside' + track.name, track.beside)}"
+        )
+        time = self._steady("time" + track.name, track.time, at_least=13, right=True)
+        after = f" {self._steady('count', count + share, right=True)}{beside} "
+        room = width - NAME - 1 - cell_len(after) - cell_len(time)
+        stroke = self._stroke(done, total, max(room, 0)) if room >= 4 else []
+        shown: list[Piece] = [(f"{track.name:<{NAME}} ", ""), *stroke, (after, ""), (time, "dim")]
+        return self._painted(_cut(shown, width))
 
-    def _figures(self, rate: float | None) -> list[Cell]:
-        shown: list[Cell] = []
-        if "loss" in self._latest:
-            shown.append(Cell("loss", number(self._latest["loss"])))
-        lr = _learning_rate(self._optimizer)
-        lr = self._latest.get("learning_rate") if lr is None else lr
-        if isinstance(lr, (int, float)):
-            shown.append(Cell("lr", f"{lr:.2e}"))
-        if rate:
-            shown.append(Cell("", f"{speed(rate * self._rows_per_step)} rows/s"))
-        return shown
+    def _stroke(self, done: int, total: int | None, width: int) -> list[Piece]:
+        """A bar, drawn to half a column where it can be; empty where there is no telling how long."""
+        full, half, rest = ("━", "╸", "━") if self._unicode else ("#", "", ".")
+        halves = min(int(2 * width * done / total), 2 * width) if total else 0
+        length, odd = divmod(halves, 2)
+        filled = full * length + (half if odd else "")
+        finished = total is not None and done >= total
+        return [(filled, "good" if finished else "bar"), (rest * (width - len(filled)), "rest")]
 
-    def _line(
-        self, name: str, done: int, total: int | None, shown: Sequence[Cell], time_shown: str
-    ) -> list[Text]:
-        """A bar with its figures beside it, or below it where the terminal is narrow."""
-        width = self.console.width
-        count = f"{done}/{total}" if total is not None else f"{done}"
-        figures = self._text(shown)[0] if shown else Text()
-        wide = width >= ONE_LINE
-        taken = len(f"{name:<10}") + len(count) + TIME + 3 + (figures.cell_len + 2 if wide else 0)
-        line = Text(f"{name:<10} ", no_wrap=True, overflow="crop")
-        line.append_text(_stroke(done, total, max(width - taken, 5)))
-        line.append(f" {count}")
-        if wide:
-            line.append("  ").append_text(figures)
-        line.append(f" {time_shown:>{TIME}}", style="cyan")
-        if wide or not shown:
-            return [line]
-        return [line, Text(" " * 11, no_wrap=True, overflow="ellipsis").append_text(figures)]
+    def _figure(self, figure: Figure, width: int) -> list[Piece]:
+        if not figure.name:
+            return [(self._steady(figure.value.rpartition(" ")[2], figure.value, right=True), figure.mood)]
+        pieces: list[Piece] = [(f"{figure.name} ", "dim")]
+        shown = self._steady(figure.name, figure.value)
+        style = figure.mood or ("bold" if figure.curve is not None else "")
+        pieces += [(figure.value, style), (" " * (cell_len(shown) - cell_len(figure.value)), "")]
+        if figure.curve is not None and self._unicode:
+            room = CURVE if width >= 76 else width - 48  # of a narrow line, what loss, rate and norm leave
+            if room >= SHORTEST_CURVE:
+                pieces.append((f" {figure.curve.drawn(room):<{room}}", "bar"))
+        return pieces
+
+    def _steady(self, key: str, text: str, at_least: int = 0, right: bool = False) -> str:
+        """The text in as many columns as it, or another of its kind, has ever had."""
+        widest = self._widths[key] = max(self._widths.get(key, at_least), cell_len(text))
+        space = " " * (widest - cell_len(text))
+        return space + text if right else text + space
+
+    def _painted(self, pieces: Sequence[Piece]) -> str:
+        painted: list[str] = []
+        for text, name in pieces:
+            if name and text:
+                before, after = self._codes[name]
+                painted += (before, text, after)
+            else:
+                painted.append(text)
+        return "".join(painted).rstrip()
 
 
-def _stroke(done: int, total: int | None, width: int) -> Text:
-    """A bar of `width` columns, drawn to half a column; empty where there is no telling how long."""
-    halves = min(int(2 * width * done / total), 2 * width) if total else 0
-    full, half = divmod(halves, 2)
-    finished = total is not None and done >= total
-    text = Text("━" * full + ("╸" if half else ""), style="green" if finished else "magenta")
-    return text.append("━" * (width - full - half), style="bright_black")
+def has_unicode(stream: TextIO) -> bool:
+    """Whether blocks and strokes can be shown: by the stream's encoding, and by the locale.
+
+    Python takes UTF-8 for the C locale, and says so in `LC_CTYPE`; whoever sets C means a terminal that has it not.
+    """
+    try:
+        "━╸▁█".encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    put_there_by_python = os.environ.get("LC_CTYPE", "") in ("C.UTF-8", "C.utf8", "UTF-8")
+    ctype = "" if put_there_by_python else os.environ.get("LC_CTYPE", "")
+    return (os.environ.get("LC_ALL") or ctype or os.environ.get("LANG", "")) not in ("C", "POSIX")
+
+
+def _dealt(groups: Sequence[Sequence[Sequence[Piece]]], width: int) -> list[list[Piece]]:
+    """Figures dealt out over lines: a group begins a new line, unless all of it fits on the one before."""
+    made: list[list[Piece]] = []
+    used = 0
+    for group in groups:
+        whole = sum(2 + _length(figure) for figure in group)
+        if made and used + 1 + whole > width:
+            used = 0
+        elif made:
+            made[-1].append((" ", ""))
+            used += 1
+        for position, figure in enumerate(group):
+            length = _length(figure)
+            if not made or used == 0 or (position and used + 2 + length > width):
+                made.append([])
+                used = 0
+            if used:
+                made[-1].append(("  ", ""))
+                used += 2
+            made[-1].extend(figure)
+            used += length
+    return [_cut(pieces, width) for pieces in made]
+
+
+def _length(pieces: Sequence[Piece]) -> int:
+    return sum(cell_len(text) for text, _ in pieces)
+
+
+def _cut(pieces: Sequence[Piece], width: int) -> list[Piece]:
+    """What of a line fits."""
+    made: list[Piece] = []
+    for text, style in pieces:
+        room = width - _length(made)
+        if room <= 0:
+            break
+        made.append((text if cell_len(text) <= room else set_cell_size(text, room), style))
+    return made

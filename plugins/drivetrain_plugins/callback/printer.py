@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drivetrain.callbacks import TrainerCallback
+from drivetrain_plugins.callback.rows import say
 
 
 class PrinterCallback(TrainerCallback):
@@ -15,4 +16,4 @@ class PrinterCallback(TrainerCallback):
     ) -> None:
         """Prints the row, without `total_flos`, as documented."""
         if logs is not None and state.is_local_process_zero:
-            print({name: value for name, value in logs.items() if name != "total_flos"}, flush=True)
+            say(str({name: value for name, value in logs.items() if name != "total_flos"}))

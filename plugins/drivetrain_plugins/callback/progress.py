@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, plain lines anywhere else."""
+"""The progress of a run: a display on a terminal or in a notebook, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.callbacks import TrainerCallback
-from drivetrain_plugins.callback.rows import cells
+from drivetrain_plugins.callback.rows import cells, say
 
 if TYPE_CHECKING:
     from drivetrain_plugins.callback.bar import Bar
+    from drivetrain_plugins.callback.notebook import NotebookDisplay
 
 
 def is_terminal(stream: Any) -> bool:
@@ -23,6 +24,13 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+def is_notebook() -> bool:
+    """Whether a page shows what this process displays: Jupyter and its kin. Imports nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
+    return getattr(shell, "kernel", None) is not None
+
+
 def _length(loader: Any) -> int | None:
     try:
         return len(loader)
@@ -30,74 +38,86 @@ def _length(loader: Any) -> int | None:
         return None
 
 
+def _display() -> Bar | NotebookDisplay | None:
+    """What can be shown here; None where lines are all."""
+    if is_notebook():
+        from drivetrain_plugins.callback.notebook import NotebookDisplay
+
+        return NotebookDisplay()
+    stream = next((stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)), None)
+    if stream is None:
+        return None
+    from drivetrain_plugins.callback.bar import Bar
+
+    # Where a callback of a run runs another trainer, the first keeps the terminal.
+    return Bar(stream) if Bar.active is None else None
+
+
 class ProgressCallback(TrainerCallback):
     """Shows how far training, evaluation and prediction are.
 
-    A step costs nothing: there is no `on_step_end` here. The bar's own thread reads `state.global_step` a
+    A step costs nothing: there is no `on_step_end` here. The display's own thread reads `state.global_step` a
     few times a second. Only the first process of a node speaks.
     """
 
     def __init__(self) -> None:
-        self.bar: Bar | None = None
-        self._open = False  # whether a display has been chosen for what is under way
+        self.display: Bar | NotebookDisplay | None = None
+        self._open = False  # whether a display has been looked for, for what is under way
         self._training = False
 
-    def _begin(self, state: Any) -> Bar | None:
-        """The bar of what is under way, made at the first call; None for plain lines."""
+    def _begin(self, state: Any) -> None:
         if not self._open:
             self._open = True
-            stream = next((s for s in (sys.stderr, sys.stdout) if is_terminal(s)), None)
-            if stream is not None and state.is_local_process_zero:
-                from drivetrain_plugins.callback.bar import Bar
-
-                self.bar = Bar(stream)
-                self.bar.start()
-        return self.bar
+            self.display = _display() if state.is_local_process_zero else None
+            if self.display is not None:
+                self.display.start()
 
     def _end(self) -> None:
-        bar, self.bar, self._open = self.bar, None, False
-        if bar is not None:
-            bar.stop()
+        display, self.display, self._open = self.display, None, False
+        if display is not None:
+            display.stop()
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, run: Any = None, **kwargs: Any
     ) -> None:
-        """Puts the bar up."""
+        """Puts the display up."""
         self._end()  # a run that failed, or a restart with a smaller batch, may have left one
         self._training = True
-        bar = self._begin(state)
-        if bar is not None:
+        self._begin(state)
+        if self.display is not None:
             accumulation = run.accumulation if run is not None else args.gradient_accumulation_steps
             rows = args.train_batch_size * accumulation * args.world_size
-            bar.watch_training(state, optimizer, rows_per_step=rows)
+            self.display.standing.train(args, state, optimizer, rows_per_step=rows)
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, run: Any = None, **kwargs: Any
     ) -> None:
         """Counts a batch of an evaluation or a prediction."""
-        bar = self.bar
-        if bar is None:
-            if self._open:
-                return
-            bar = self._begin(state)
-            if bar is None:
-                return
-        if bar.predicting:
-            bar.predicted += 1
+        if not self._open:
+            self._begin(state)
+        if self.display is None:
             return
-        prediction = run.prediction if run is not None else None
-        batches = prediction.batches if prediction is not None else _length(eval_dataloader)
-        bar.watch_prediction(prediction.description if prediction is not None else "Evaluation", batches)
-        bar.predicted = 1
+        standing = self.display.standing
+        if standing.predicting is None:
+            prediction = run.prediction if run is not None else None
+            standing.predict(
+                prediction.description if prediction is not None else "Evaluation",
+                prediction.batches if prediction is not None else _length(eval_dataloader),
+            )
+        standing.predicted += 1
 
     def _prediction_is_over(self) -> None:
-        if self.bar is not None:
-            self.bar.forget_prediction()
+        if self.display is not None:
+            self.display.standing.predict_no_more()
         if not self._training:
             self._end()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         """Takes the evaluation's bar away."""
+        if self.display is not None and metrics:
+            self.display.standing.evaluated(metrics, state.global_step)
         self._prediction_is_over()
 
     def on_predict(
@@ -107,6 +127,11 @@ class ProgressCallback(TrainerCallback):
         if metrics:
             self._show(metrics, state, None)
         self._prediction_is_over()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes a checkpoint; `state.global_step` is its own here."""
+        if self.display is not None:
+            self.display.standing.saved(state.global_step)
 
     def on_log(
         self,
@@ -124,20 +149,16 @@ class ProgressCallback(TrainerCallback):
     def _show(self, logs: dict[str, Any], state: Any, run: Any) -> None:
         if not state.is_local_process_zero:
             return
-        bar = self.bar
+        figures = run.figures if run is not None else {}
         max_steps = state.max_steps if self._training else 0
-        if bar is not None:
-            bar.note(logs)
-            shown = cells(logs, state.global_step, max_steps)
-            if is_terminal(sys.stdout):
-                bar.print(shown)
+        if self.display is not None:
+            self.display.standing.log(logs, figures)
+            if self.display.row(logs, state.global_step, max_steps):
                 return
-        else:
-            shown = cells(logs, state.global_step, max_steps, run.figures if run is not None else None)
-        print("  ".join(map(str, shown)), flush=True)
+        say("  ".join(map(str, cells(logs, state.global_step, max_steps, figures))))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leaves the full bar where it stands."""
+        """Leaves the display as it stands."""
         self._end()
         self._training = False
 

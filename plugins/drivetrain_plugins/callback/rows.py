@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -35,7 +35,9 @@ def duration(seconds: float) -> str:
 def number(value: Any) -> str:
     """A number short enough to read, thousands grouped; anything else as it prints."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
+        return " ".join(str(value).split())  # an array prints in lines
+    if value != value:
+        return "NaN"
     size = abs(value)
     if isinstance(value, int) or 1000 <= size < 1e15:
         return f"{value:,.0f}"
@@ -85,20 +87,35 @@ def cells(
     return shown
 
 
-def lines(shown: Sequence[Cell], width: int | None = None, indent: str = "    ") -> list[list[Cell]]:
+def lines(
+    shown: Sequence[Cell],
+    width: int | None = None,
+    indent: str = "    ",
+    measure: Callable[[str], int] = len,
+) -> list[list[Cell]]:
     """Deals cells out over as many lines as `width` columns ask for; one line where it is None.
 
-    A line after the first has `indent` before it, which whoever prints adds.
+    A line after the first has `indent` before it, which whoever prints adds. `measure` gives the columns of a text.
     """
     if width is None:
         return [list(shown)]
     dealt: list[list[Cell]] = [[]]
     used = 0
     for cell in shown:
-        length = len(str(cell))
+        length = measure(str(cell))
         if dealt[-1] and used + 2 + length > width:
             dealt.append([])
             used = len(indent) - 2
         dealt[-1].append(cell)
         used += length + (2 if used else 0)
     return dealt
+
+
+def say(line: str) -> None:
+    """Prints a line, as far as that can be done: a terminal that has gone is no reason to end a run."""
+    try:
+        print(line, flush=True)
+    except UnicodeEncodeError:
+        print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+    except (OSError, ValueError):
+        pass

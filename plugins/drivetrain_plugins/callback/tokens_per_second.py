@@ -25,6 +25,7 @@ class TokensPerSecond:
         self.tokens = 0
         self._name = "input_ids"
         self._began = 0.0
+        self._logged = 0, 0  # tokens and updates when a row was last logged
 
     @hookimpl
     def on_stage_begin(self, run: Run, stage: str) -> None:
@@ -36,6 +37,7 @@ class TokensPerSecond:
     def on_train_begin(self, run: Run) -> None:
         """Asks the model for the name of its main input."""
         self._name = str(getattr(run.model, "main_input_name", "input_ids"))
+        self._logged = 0, run.state.global_step
 
     @hookimpl
     def on_micro_batch(self, run: Run, inputs: Any) -> None:
@@ -46,6 +48,17 @@ class TokensPerSecond:
             return
         if isinstance(found, torch.Tensor) and not found.is_floating_point():
             self.tokens += found.numel()
+
+    @hookimpl(tryfirst=True)
+    def on_log(self, run: Run, logs: dict[str, Any]) -> None:
+        """`tokens_per_second` of all ranks since the last row, for whoever shows the figures."""
+        steps, rate = run.state.global_step - self._logged[1], run.figures.get("steps_per_second")
+        if "loss" not in logs or steps <= 0 or not rate:
+            return
+        counted = self.tokens - self._logged[0]
+        if counted:
+            run.figures["tokens_per_second"] = counted * run.processes.world_size * rate / steps
+        self._logged = self.tokens, run.state.global_step
 
     @hookimpl
     def on_stage_end(self, run: Run, stage: str, metrics: dict[str, float]) -> None:
