@@ -23,9 +23,13 @@ class LastResort(logging.Handler):
 
 
 def speak(level: int) -> None:
-    """Sets the level of drivetrain's log, has secrets struck from it, and sees that it is shown."""
+    """Sets the level of drivetrain's log, has secrets struck from it, and sees that it is shown.
+
+    A level that is in force is not set: under `log_level="passive"` the log goes on to follow the program's own.
+    """
     logger = logging.getLogger("drivetrain")
-    logger.setLevel(level)
+    if logger.getEffectiveLevel() != level:
+        logger.setLevel(level)
     guard(logger)
     if not any(isinstance(handler, LastResort) for handler in logger.handlers):
         logger.addHandler(LastResort())

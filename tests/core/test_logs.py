@@ -12,6 +12,11 @@ from support.toy import Toy, rows
 from drivetrain import Trainer, TrainingArguments
 
 log = logging.getLogger("drivetrain.some.part")
+Trainer(Toy(), TrainingArguments(sys.argv[1], report_to="none"), train_dataset=rows(4))
+log.info("an info under passive")
+logging.getLogger().setLevel("INFO")
+log.info("an info under passive, of a program that wants them")
+logging.getLogger().setLevel("WARNING")
 for level in ("info", "error"):
     Trainer(Toy(), TrainingArguments(sys.argv[1], log_level=level, report_to="none"), train_dataset=rows(4))
     log.info("an info under %s", level)
@@ -32,4 +37,5 @@ def test_lines_are_shown_once(tmp_path: Path) -> None:
         check=True,
     )
     lines = [line for line in done.stderr.splitlines() if "under" in line or "told" in line]
-    assert lines == ["an info under info", "an error under info", "an error under error", "mine: told once"]
+    assert lines[0] == "an info under passive, of a program that wants them"
+    assert lines[1:] == ["an info under info", "an error under info", "an error under error", "mine: told once"]

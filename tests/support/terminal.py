@@ -49,7 +49,10 @@ class Terminal:
     def lines(self) -> list[str]:
         """What stands there, with what has gone by above."""
         with self._lock:
-            gone = ["".join(line[at].data for at in range(self.screen.columns)) for line in self.screen.history.top]
+            gone = [
+                "".join(line[at].data for at in range(self.screen.columns))
+                for line in self.screen.history.top
+            ]
             return [line.rstrip() for line in [*gone, *self.screen.display]]
 
     def text(self) -> str:
@@ -69,7 +72,11 @@ class Terminal:
     def run(self, command: list[str], env: dict[str, str], **more: Any) -> subprocess.Popen[bytes]:
         """Starts a program in the terminal, as the leader of a session that the terminal controls."""
         streams = {"stdin": self.writer, "stdout": self.writer, "stderr": self.writer, **more}
-        return subprocess.Popen(command, env=env, preexec_fn=_take_terminal, **streams)  # noqa: PLW1509
+        return subprocess.Popen(command, env=env, preexec_fn=_take_terminal, **streams)
+
+    def press(self, keys: bytes) -> None:
+        """As if somebody typed."""
+        os.write(self._reader, keys)
 
     def end(self, process: subprocess.Popen[bytes]) -> int:
         """Waits for a program and for all that it wrote, and returns its exit status."""

@@ -23,6 +23,7 @@ REFRESH = 0.25  # seconds between two looks at the run
 WIDEST = 120  # columns that the display takes at most
 NARROW = 90  # columns below which the epoch moves from the bar's line to the figures
 NAME = 10  # columns of "Evaluation", "Prediction", "Training"
+BESIDE, TIME = 15, 13  # columns of "1,234 batches/s", and of "1:23:45 left", at the least
 CURVE = 20  # columns of a curve at most
 SHORTEST_CURVE = 6
 
@@ -81,6 +82,7 @@ class Bar:
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
         self.standing.finish()
+        self._widths.clear()  # nothing will jump any more
         self._flush()
         self._region.close(keep=self.standing.state is not None)
         Bar.active = None
@@ -128,26 +130,25 @@ class Bar:
         """The display for a terminal of so many columns."""
         width = min(columns - 1, WIDEST)
         tracks = self.standing.tracks()
-        made = [self._track(tracks[0], width)] if tracks else []
+        for _ in range(2):  # the second time all of them know the widest
+            drawn = [self._track(track, width) for track in tracks]
+        made = drawn[:1]
         groups: list[list[list[Piece]]] = []
         for group in self.standing.figures():
             groups.append([self._figure(figure, width) for figure in group])
         if groups and width < NARROW and tracks[0].beside:
             groups[min(1, len(groups) - 1)].insert(0, [(self._steady("epoch", tracks[0].beside), "")])
         made += [self._painted(pieces) for pieces in _dealt(groups, width)]
-        made += [self._track(track, width) for track in tracks[1:]]
-        return made
+        return made + drawn[1:]
 
     def _track(self, track: Track, width: int) -> str:
         done, total = track.done, track.total
         count = f"{done:,}" if total is None else f"{done:>{len(f'{total:,}')},}/{total:,}"
         share = "" if not total else f" {min(done / total, 1):4.0%}"
-        beside = (
-            ""
-            if width < NARROW or not track.beside
-            else f"  {self._steady('beside' + track.name, track.beside)}"
-        )
-        time = self._steady("time" + track.name, track.time, at_least=13, right=True)
+        beside = ""
+        if width >= NARROW:
+            beside = "  " + self._steady("beside", track.beside, at_least=BESIDE)
+        time = self._steady("time", track.time, at_least=TIME, right=True)
         after = f" {self._steady('count', count + share, right=True)}{beside} "
         room = width - NAME - 1 - cell_len(after) - cell_len(time)
         stroke = self._stroke(done, total, max(room, 0)) if room >= 4 else []
@@ -173,7 +174,9 @@ class Bar:
         if figure.curve is not None and self._unicode:
             room = CURVE if width >= 76 else width - 48  # of a narrow line, what loss, rate and norm leave
             if room >= SHORTEST_CURVE:
-                pieces.append((f" {figure.curve.drawn(room):<{room}}", "bar"))
+                drawn = figure.curve.drawn(room)
+                pieces.append((f" {drawn}" if drawn else "", "bar"))
+                pieces.append((" " * (0 if self._stopped.is_set() else room - len(drawn)), ""))
         return pieces
 
     def _steady(self, key: str, text: str, at_least: int = 0, right: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # What lies further back counts less and less: by the later of so many seconds and so many counts.
@@ -41,10 +42,17 @@ class Clock:
     Args:
         count: where the counter stands.
         pauses: what will interrupt it, by name.
+        now: gives the time in seconds.
     """
 
-    def __init__(self, count: int = 0, pauses: dict[str, Pause] | None = None) -> None:
-        self.began = time.monotonic()
+    def __init__(
+        self,
+        count: int = 0,
+        pauses: dict[str, Pause] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now = now
+        self.began = now()
         self.count = count
         self.pauses = pauses or {}
         self._since = self.began  # when the counter was last seen to grow
@@ -58,7 +66,7 @@ class Clock:
         One that went back is not noted: `global_step` does while listeners are told of a checkpoint written meanwhile.
         """
         if self._paused is None and count > self.count:
-            now = time.monotonic()
+            now = self._now()
             self._add(count - self.count, now - self._since)
             self.count, self._since = count, now
 
@@ -67,7 +75,7 @@ class Clock:
         if self._paused is not None:
             return
         if count > self.count:
-            now, grown, rate = time.monotonic(), count - self.count, self.rate
+            now, grown, rate = self._now(), count - self.count, self.rate
             seconds = now - self._since if rate is None else min(now - self._since, grown / rate)
             self._add(grown, seconds)
             self.count, self._since = count, self._since + seconds
@@ -77,7 +85,7 @@ class Clock:
         """Time counts again."""
         if self._paused is not None:
             pause = self.pauses.setdefault(self._paused, Pause())
-            now = time.monotonic()
+            now = self._now()
             pause.times += 1
             pause.seconds += now - self._since
             self._since, self._paused = now, None
@@ -90,14 +98,14 @@ class Clock:
     @property
     def elapsed(self) -> float:
         """Seconds since the clock was made."""
-        return time.monotonic() - self.began
+        return self._now() - self.began
 
     def left(self, total: int) -> float | None:
         """Seconds until the counter reaches `total`, with the pauses to come; None where there is no telling."""
         rate = self.rate
         if rate is None:
             return None
-        under_way = time.monotonic() - self._since
+        under_way = self._now() - self._since
         seconds = max(total - self.count, 0) / rate
         if self._paused is None:
             seconds -= min(under_way, 1 / rate, seconds)

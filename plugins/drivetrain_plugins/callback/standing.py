@@ -14,6 +14,7 @@ from drivetrain_plugins.callback.rows import duration, number, speed
 
 MEMORY_EVERY = 1.0  # seconds between two looks at the memory
 MANY_EPOCHS = 1_000_000  # more are none: it is the data that have no end
+MANY_STEPS = 10**12  # and here somebody has written down a number for "until I stop it"
 
 
 class Figure(NamedTuple):
@@ -132,8 +133,8 @@ class Standing:
             self._clock.resume()
 
     def finish(self) -> None:
-        """Nothing follows: what is shown now stays."""
-        self._over = True
+        """Nothing follows: what is shown now stays. An evaluation that an error ended is not."""
+        self._over, self.predicting = True, None
 
     # -- what a display looks at -----------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Standing:
         state = self.state
         if state is not None:
             self._clock.look(state.global_step)
-            done, total = self._clock.count, state.max_steps
+            done, total = self._clock.count, state.max_steps if state.max_steps < MANY_STEPS else None
             found.append(Track("Training", done, total, _time(self._clock, total, self._over), self._epoch()))
         if self.predicting is not None:
             self._prediction.look(self.predicted)

@@ -31,7 +31,7 @@ def test_durations(seconds: float, shown: str) -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.25, "0.2500"), (12.345, "12.35"), (12345.6, "12,346"), (1e-7, "1e-07"), (0.0, "0"), (3, "3"),
-     (math.nan, "nan"), (math.inf, "inf"), (-0.5, "-0.5000"), (True, "True"), ("text", "text")],
+     (math.nan, "NaN"), (math.inf, "inf"), (-0.5, "-0.5000"), (True, "True"), ("text", "text")],
 )  # fmt: skip
 def test_numbers(value: object, shown: str) -> None:
     assert number(value) == shown
