@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -87,22 +87,24 @@ class NotebookDisplay:
             self._draw()
 
     def _draw(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        html = self._html()
+        tracks, groups = self.standing.tracks(), self.standing.figures()
+        html = self._html(tracks, groups)
         if html == self._shown:
             return
         self._shown = html
+        data = {"text/html": html, "text/plain": _plain(tracks, groups)}
         if self._handle is None:
-            self._handle = display(HTML(html), display_id=True)
+            self._handle = display(data, raw=True, display_id=True)
         else:
-            self._handle.update(HTML(html))
+            self._handle.update(data, raw=True)
 
     # -- what is drawn ---------------------------------------------------------------------------------
 
-    def _html(self) -> str:
-        parts = [_track(track) for track in self.standing.tracks()]
-        for group in self.standing.figures():
+    def _html(self, tracks: Sequence[Track], groups: Sequence[Sequence[Figure]]) -> str:
+        parts = [_track(track) for track in tracks]
+        for group in groups:
             parts.append(f"<div>{'&ensp;&ensp;'.join(_figure(figure) for figure in group)}</div>")
         return f'<div style="{STYLE}">{"".join(parts)}{self._table()}</div>'
 
@@ -125,13 +127,25 @@ def _track(track: Track) -> str:
     """A line with a bar, which is a `<progress>`: the page draws it in its own colours."""
     total = track.total
     value = f' value="{track.done}" max="{max(total, 1)}"' if total is not None else ""
-    count = f"{track.done:,}" if total is None else f"{track.done:,}/{total:,}"
-    share = f" {track.done / total:.0%}" if total else ""
-    beside = "&ensp;&ensp;".join(escape(text) for text in (count + share, track.beside, track.time) if text)
+    beside = "&ensp;&ensp;".join(escape(text) for text in (_count(track), track.beside, track.time) if text)
     return (
         f'<div><span style="display:inline-block;width:6em">{escape(track.name)}</span>'
         f'<progress{value} style="width:min(240px,40%);vertical-align:middle"></progress>&ensp;{beside}</div>'
     )
+
+
+def _count(track: Track) -> str:
+    if track.total is None:
+        return f"{track.done:,}"
+    share = f" {track.done / track.total:.0%}" if track.total else ""
+    return f"{track.done:,}/{track.total:,}{share}"
+
+
+def _plain(tracks: Sequence[Track], groups: Sequence[Sequence[Figure]]) -> str:
+    """What stands there where the page is none."""
+    made = [" ".join(filter(None, (track.name, _count(track), track.beside, track.time))) for track in tracks]
+    made += ["  ".join(f"{figure.name} {figure.value}".strip() for figure in group) for group in groups]
+    return "\n".join(made)
 
 
 def _figure(figure: Figure) -> str:

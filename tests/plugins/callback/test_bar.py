@@ -364,21 +364,22 @@ def trainer(folder: Path, model: torch.nn.Module, **more: Any) -> Trainer:
 
 def test_an_error_gives_the_terminal_back(tmp_path: Path) -> None:
     with output(80) as terminal:
-        for what in ("train", "evaluate", "train"):  # the last with an evaluation that fails
-            fails_at = 3 if terminal.written.count(b"broke") < 2 else 6
-            more = {"evaluation_strategy": "epoch"} if fails_at == 6 else {}
-            made = trainer(tmp_path, Net(fails_at), **more)
+        # In a step, in an evaluation by itself, and in one after an epoch.
+        for times, (what, fails_at, strategy) in enumerate(
+            (("train", 3, "no"), ("evaluate", 3, "no"), ("train", 6, "epoch")), start=1
+        ):
+            made = trainer(tmp_path, Net(fails_at), evaluation_strategy=strategy)
             with pytest.raises(RuntimeError, match="the model broke"):
                 getattr(made, what)()
             assert sys.stdout is terminal.stream
             assert Bar.active is None
             print("it broke", flush=True)
-            terminal.wait_for(lambda text, what=what: text.endswith("it broke"))
+            terminal.wait_for(lambda text, times=times: text.count("it broke") == times)
         text = terminal.text()
         assert not terminal.screen.cursor.hidden
         assert "Evaluation" not in text
     stopped = (
-        r"\nTraining   ━+ 2/4  50%   \d:\d\d in all"
+        r"\nTraining   [━╸]+ 2/4  50%   \d:\d\d in all"
         r"\nloss 0\.\d{4}  lr 2\.50e-05  grad norm \d\.\d{4}"
         r"\nepoch 0\.50/1  [\d,.]+ rows/s  host \d+ MiB\n"
     )
