@@ -145,6 +145,20 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def notebook(session: nox.Session) -> None:
+    """The progress in a notebook: a real one, executed by a real kernel."""
+    install(session, *group("notebook"))
+    session.run("pytest", "tests/plugins/callback/test_notebook.py", *(session.posargs or ("-q",)), env=QUIET)
+
+
+@nox.session
+def screenshots(session: nox.Session) -> None:
+    """The pictures of the documentation, made anew from real runs; needs Chromium. `-- PART ...` for some of them."""
+    install(session, *group("screenshots"))
+    session.run("python", "docs/make_screenshots.py", *session.posargs, env=QUIET)
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """The same script on transformers 4.34.0 and on drivetrain: `nox -s parity [-- PATTERN]`."""
     cases = ("--case", session.posargs[0]) if session.posargs else ()

@@ -38,4 +38,9 @@ def test_lines_are_shown_once(tmp_path: Path) -> None:
     )
     lines = [line for line in done.stderr.splitlines() if "under" in line or "told" in line]
     assert lines[0] == "an info under passive, of a program that wants them"
-    assert lines[1:] == ["an info under info", "an error under info", "an error under error", "mine: told once"]
+    assert lines[1:] == [
+        "an info under info",
+        "an error under info",
+        "an error under error",
+        "mine: told once",
+    ]

@@ -28,8 +28,10 @@ class Terminal:
         stream: the terminal, to be written to in this process.
     """
 
-    def __init__(self, columns: int, rows: int = 40) -> None:
-        self.screen = pyte.HistoryScreen(columns, rows, history=2000, ratio=1)
+    def __init__(
+        self, columns: int, rows: int = 40, screen: type[pyte.HistoryScreen] = pyte.HistoryScreen
+    ) -> None:
+        self.screen = screen(columns, rows, history=2000, ratio=1)
         self._emulator = pyte.ByteStream(self.screen)
         self.written = b""
         self._lock = threading.Lock()

@@ -41,7 +41,7 @@ def _bar_unwanted(args: Any) -> Claim | None:
 PROGRESS = PluginInfo(
     name="progress",
     kind="callback",
-    summary="A bar with loss, learning rate, throughput and time left; plain lines without a terminal.",
+    summary="A display of the run on a terminal or in a notebook; plain lines elsewhere.",
     implementation="drivetrain_plugins.callback.progress:ProgressCallback",
     arguments=("disable_tqdm",),
     chosen_by=_bar_wanted,

@@ -34,7 +34,7 @@ class NotebookDisplay:
     def __init__(self) -> None:
         self.standing = Standing()
         self._began = time.monotonic()
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, str]] = []
         self._columns: list[str] = []
         self._dropped = 0
         self._handle: Any = None
@@ -60,7 +60,10 @@ class NotebookDisplay:
         self._draw()
 
     def row(self, logs: Mapping[str, Any], step: int, max_steps: int) -> bool:
-        """Adds a row to the table: of losses and metrics; their speed is no column of it."""
+        """Adds a row to the table: of losses and metrics; their speed is no column of it.
+
+        An evaluation takes the place of the losses that came before it, but for that of its own step.
+        """
         shown = {
             cell.name: cell.value
             for cell in cells(logs, step, 0)
@@ -75,11 +78,17 @@ class NotebookDisplay:
             last.update(shown)
         else:
             self._rows.append({"step": step_shown, **shown})
+        if self._is_evaluated(shown):
+            self._rows = [row for row in self._rows[:-1] if self._is_evaluated(row)] + self._rows[-1:]
         self._columns += [name for name in shown if name not in self._columns]
         if len(self._rows) > ROWS:
             self._dropped += len(self._rows) - ROWS
             del self._rows[:-ROWS]
         return True
+
+    @staticmethod
+    def _is_evaluated(row: Mapping[str, str]) -> bool:
+        return any(name.startswith("eval_") for name in row)
 
     def _watch(self) -> None:
         self._draw()
@@ -120,7 +129,7 @@ class NotebookDisplay:
             for row in rows
         )
         before = f"<div>{self._dropped:,} rows before these</div>" if self._dropped else ""
-        return f'{before}<table style="margin:6px 0;font-size:inherit"><tr>{head}</tr>{body}</table>'
+        return f'{before}<table style="margin:6px 0;font-size:inherit;line-height:1.2"><tr>{head}</tr>{body}</table>'
 
 
 def _track(track: Track) -> str:
@@ -129,7 +138,7 @@ def _track(track: Track) -> str:
     value = f' value="{track.done}" max="{max(total, 1)}"' if total is not None else ""
     beside = "&ensp;&ensp;".join(escape(text) for text in (_count(track), track.beside, track.time) if text)
     return (
-        f'<div><span style="display:inline-block;width:6em">{escape(track.name)}</span>'
+        f'<div><span style="display:inline-block;width:6.6em">{escape(track.name)}</span>'
         f'<progress{value} style="width:min(240px,40%);vertical-align:middle"></progress>&ensp;{beside}</div>'
     )
 

@@ -101,3 +101,29 @@ def test_no_row_is_read_for_it(tmp_path: Path) -> None:
 
     counted(tmp_path, Counting(texts(40)), max_steps=2, callbacks=[Before()])
     assert len(read) <= 4 * 3
+
+
+def test_each_row_of_the_log_has_the_tokens_of_its_own_steps(tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Looks(TrainerCallback):
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, run: Any = None, **more: Any
+        ) -> None:
+            if "loss" in logs:
+                seen.append((run.figures["tokens_per_second"], run.figures["rows_per_second"]))
+
+    made = trainer(
+        tmp_path,
+        model=Language(),
+        data=InOrder(texts(24)),
+        per_device_train_batch_size=4,
+        include_tokens_per_second=True,
+        save_strategy="no",
+        max_steps=6,
+        logging_steps=2,
+    )
+    made.add_callback(Looks())
+    made.train()
+    # Steps of 4 rows, as long as their number: 1 and 2 tokens, 3 and 4, 5 and 6.
+    assert [tokens / rows for tokens, rows in seen] == pytest.approx([1.5, 3.5, 5.5])
