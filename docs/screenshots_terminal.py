@@ -102,13 +102,13 @@ def make(folder: Path) -> None:
 
 def terminal(place: Path) -> dict[str, list[Line]]:
     """The screen in the middle of a run: of a narrow terminal, then of a wide one, during an evaluation."""
-    seen = Terminal(64, 16, screen=Screen)
+    seen = Terminal(68, 16, screen=Screen)
     environment = {**os.environ, "TERM": "xterm-256color", "LANG": "en_US.UTF-8", "OMP_NUM_THREADS": "1"}
     process = seen.run([sys.executable, "script.py"], environment, cwd=place)
     shots = {}
     seen.wait_for(lambda text: re.search(r"Training .*24\d/600", text))
     shots["progress-narrow"] = rows(seen)
-    seen.resize(118, 14)  # the rows that were folded go
+    seen.resize(118, 16)
     seen.wait_for(
         lambda text: re.search(r"Training .*400/600", text) and re.search(r"Evaluation .*[4-8]\d%", text)
     )
