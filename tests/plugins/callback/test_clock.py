@@ -87,7 +87,9 @@ def test_pauses_are_no_steps_and_those_to_come_are_time_too(begin: int) -> None:
     assert clock.rate == pytest.approx(1.0, rel=0.01)
     assert clock.left(3000) == pytest.approx(3000 - at + 100 * ahead, rel=0.01)
     assert not clock.is_rough(3000)
-    advance(clock, hours, 250, 1.0)
+    advance(clock, hours, 1, 1.0)
+    assert clock.rate == pytest.approx(1.0, rel=0.01)
+    advance(clock, hours, 249, 1.0)
     assert clock.left(3000) == pytest.approx(3000 - at - 250 + 100 * ahead, rel=0.01)
     # While the next one lasts, what is left of it counts.
     advance(clock, hours, 250, 1.0)
