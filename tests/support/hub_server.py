@@ -144,6 +144,8 @@ class LocalHub(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet, and not two of which the second waits for the first's receipt
+    disable_nagle_algorithm = True
     server: LocalHub
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.checkpoint.contents import TRAINER_STATE
 from drivetrain.checkpoint.rotation import checkpoints
 from drivetrain.errors import CheckpointError, ConfigurationError, HubError
 from drivetrain.gathering import gather_objects
@@ -117,10 +120,9 @@ class Pushing:
         run, args, strategy = self.trainer.run, self.trainer.args, self._strategy()
         if not run.is_main_process or strategy == "end":
             return
-        at = f"step {run.state.global_step}"
-        if args.save_strategy == "epoch":
-            at = f"epoch {int(run.state.epoch or 0)}"
-        message = f"Training in progress, {at}"
+        step = os.path.basename(checkpoint).rpartition("-")[2]
+        by_epochs = args.save_strategy == "epoch"
+        message = f"Training in progress, {f'epoch {_epoch_of(checkpoint)}' if by_epochs else f'step {step}'}"
         if not args.hub_always_push and not self.uploads.is_done():
             self._skipped[checkpoint] = message
             logger.info("%s is not sent now, since another is under way.", os.path.basename(checkpoint))
@@ -247,6 +249,13 @@ class Pushing:
 
     def _strategy(self) -> str:
         return str(getattr(self.trainer.args.hub_strategy, "value", self.trainer.args.hub_strategy))
+
+
+def _epoch_of(checkpoint: str) -> int:
+    """The epoch of a checkpoint, of which training may be ahead."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(json.loads(Path(checkpoint, TRAINER_STATE).read_text(encoding="utf-8")).get("epoch") or 0)
+    return 0
 
 
 def _is_own(path: Path) -> bool:

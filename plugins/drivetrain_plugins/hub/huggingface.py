@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ class HuggingFaceHub:
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in upload.files.items()
         ]
         try:
-            with self._bounded(), _no_progress_bars():
+            with self._bounded(), _quiet():
                 deletions = [CommitOperationDelete(path_in_repo=name) for name in _stale(api, upload)]
                 if hasattr(api, "preupload_lfs_files"):
                     for addition in additions:
@@ -213,13 +214,20 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Bars of a thread would be drawn into that of the training."""
-    if client.are_progress_bars_disabled():
-        yield
-        return
-    client.disable_progress_bars()
+def _quiet() -> Iterator[None]:
+    """Without bars, which a thread would draw into that of the training, and without word of what is there already."""
+    log = logging.getLogger("huggingface_hub.hf_api")
+    had_bars = not client.are_progress_bars_disabled()
+    if had_bars:
+        client.disable_progress_bars()
+    log.addFilter(_is_news)
     try:
         yield
     finally:
-        client.enable_progress_bars()
+        log.removeFilter(_is_news)
+        if had_bars:
+            client.enable_progress_bars()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Skipping to prevent empty commit" not in record.getMessage()
