@@ -45,3 +45,12 @@ def make(folder: Path, model: nn.Module | None = None, **arguments: Any) -> Trai
     )
     torch.manual_seed(0)
     return Trainer(model or Net(), args, train_dataset=data, eval_dataset=data)
+
+
+def result(trainer: Trainer) -> tuple[list[Any], list[Any]]:
+    """The log, without times, and the weights."""
+    rows = [
+        {key: value for key, value in row.items() if "runtime" not in key and "per_second" not in key}
+        for row in trainer.state.log_history
+    ]
+    return rows, [tensor.tolist() for tensor in trainer.model.state_dict().values()]

@@ -165,7 +165,11 @@ class Handler(BaseHTTPRequestHandler):
         sent = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(sent)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(sent)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -174,10 +178,9 @@ class Handler(BaseHTTPRequestHandler):
     def handle_all(self) -> None:
         hub = self.server
         path = urlsplit(self.path).path
-        for route, pattern in ROUTES.items():
-            if (match := re.fullmatch(pattern, path)) is not None:
-                break
-        else:
+        found = ((route, re.fullmatch(pattern, path)) for route, pattern in ROUTES.items())
+        route, match = next(((route, match) for route, match in found if match), ("", None))
+        if match is None:
             self.body()
             return self.answer({"error": f"no route {path}"}, 404)
         fault = hub.fault_of(route)
@@ -197,9 +200,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.cut()
         if fault is not None:
             return self.answer({"error": "a fault of the test"}, fault.status, fault.headers)
-        if hub.tokens is not None and route not in ("blob", "validate", "file"):
-            if header.removeprefix("Bearer ") not in hub.tokens:
-                return self.answer({"error": "Invalid username or password."}, 401)
+        known = hub.tokens is None or header.removeprefix("Bearer ") in hub.tokens
+        if not known and route not in ("blob", "validate", "file"):
+            return self.answer({"error": "Invalid username or password."}, 401)
         with hub.lock:
             getattr(self, f"do_{route}")(body, **match.groupdict())
 
@@ -290,9 +293,7 @@ class Handler(BaseHTTPRequestHandler):
                 large = entry["key"] == "lfsFile"
                 if large and value["oid"] not in hub.blobs:
                     return self.answer({"error": "the large file was not sent"}, 400)
-                new[value["path"]] = (
-                    hub.blobs[value["oid"]] if large else base64.b64decode(value["content"])
-                )
+                new[value["path"]] = hub.blobs[value["oid"]] if large else base64.b64decode(value["content"])
                 written.append(value["path"])
         hub.repositories[name] = new
         hub.commits.append(Commit(name, message, tuple(sorted(written)), tuple(sorted(deleted))))

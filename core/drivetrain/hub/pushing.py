@@ -159,7 +159,7 @@ class Pushing:
             self.uploads.forget([job.place])
             self.tell()
             raise HubError(
-                f"The model is not at the hub: {reason_of(error)}. {self._cure(job)}",
+                f"The model is not at the hub: {reason_of(error)}. {self._cure([job])}",
                 temporary=job.may_go_well,
             ) from error
         self.tell()
@@ -236,16 +236,19 @@ class Pushing:
             f"{job.what} ({'it was still on its way' if job.error is None else reason_of(job.error)})"
             for job in missing
         )
-        commands = dict.fromkeys(self._cure(job) for job in missing)
-        logger.warning("Not at the hub: %s. %s", struck(said), " ".join(commands))
+        logger.warning("Not at the hub: %s. %s", struck(said), self._cure(missing))
 
-    def _cure(self, job: Job) -> str:
-        folder = shlex.quote(_shortest(self.trainer.args.output_dir))
-        step = job.command.split()[1:2]
-        place = os.path.join(self.trainer.args.output_dir, f"checkpoint-{step[0]}") if step else None
-        if place is not None and not os.path.isdir(place):
-            return f"{os.path.basename(place)} has been deleted since."
-        return f"Send it by: drivetrain push {folder}{' ' * bool(job.command)}{job.command}"
+    def _cure(self, jobs: list[Job]) -> str:
+        """The commands that send what is missing, as far as it is still there."""
+        output, commands, gone = self.trainer.args.output_dir, [], []
+        for job in jobs:
+            name = f"checkpoint-{job.command.split()[1]}" if job.command else ""
+            if os.path.isdir(os.path.join(output, name)):
+                commands.append(f"drivetrain push {shlex.quote(_shortest(output))} {job.command}".rstrip())
+            else:
+                gone.append(f"{name} has been deleted since")
+        by = [f"Send it by: {'; '.join(dict.fromkeys(commands))}"] if commands else []
+        return ". ".join([*dict.fromkeys(gone), *by])
 
     def _strategy(self) -> str:
         return str(getattr(self.trainer.args.hub_strategy, "value", self.trainer.args.hub_strategy))

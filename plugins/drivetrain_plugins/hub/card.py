@@ -174,7 +174,8 @@ def model_card(
     if plugins:
         body += ["## Plugins", "", *_table(["kind", "plugin", "version"], plugins), ""]
     versions = {"drivetrain": drivetrain.__version__}
-    for name in ("torch", "transformers", "datasets", "tokenizers"):
+    # Without a model at hand the run was another process's, perhaps on another machine.
+    for name in ("torch", "transformers", "datasets", "tokenizers") if run.model is not None else ():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     body += ["## Versions", "", *[f"- {name} {version}" for name, version in versions.items()]]

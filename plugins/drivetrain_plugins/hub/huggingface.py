@@ -123,7 +123,8 @@ class HuggingFaceHub:
         if not fields.get("model_name"):
             named = run.args.hub_model_id or Path(run.args.output_dir).absolute().name
             fields["model_name"] = named.rpartition("/")[2]
-        path.write_text(struck(str(model_card(run, **fields))), encoding="utf-8")
+        card = model_card(run, config=_config_in(folder), **fields)
+        path.write_text(struck(str(card)), encoding="utf-8")
         return str(path)
 
     @contextmanager
@@ -144,6 +145,15 @@ class HuggingFaceHub:
         finally:
             if unlimited:
                 session.timeout = limits
+
+
+def _config_in(folder: str) -> dict[str, Any]:
+    """What `config.json` says, where there is one."""
+    try:
+        found = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _stale(api: HfApi, upload: Upload) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hub_runs import make
+from support.hub_runs import make, result
 from support.hub_server import LocalHub, serving
 
 from drivetrain import Trainer
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
@@ -44,3 +45,12 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return make(tmp_path, **arguments)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
+    """A run without a hub."""
+    folder = tmp_path_factory.mktemp("alone")
+    made = make(folder, push_to_hub=False, hub_token=None, hub_patience=600.0, save_strategy="no")
+    made.train()
+    return result(made)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hub_runs import make
+from support.hub_runs import make, result
 from support.hub_server import LocalHub
 
 from drivetrain import Trainer, TrainerCallback
@@ -19,23 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 REPO = "somebody/a-model"
 PROGRESS = [f"Training in progress, step {step}" for step in (1, 2, 3, 4)]
 Make = Callable[..., Trainer]
-
-
-def result(trainer: Trainer) -> tuple[list[Any], list[Any]]:
-    """The log, without times, and the weights."""
-    rows = [
-        {key: value for key, value in row.items() if "runtime" not in key and "per_second" not in key}
-        for row in trainer.state.log_history
-    ]
-    return rows, [tensor.tolist() for tensor in trainer.model.state_dict().values()]
-
-
-@pytest.fixture
-def alone(trainer: Make) -> tuple[list[Any], list[Any]]:
-    """A run without a hub."""
-    made = trainer(push_to_hub=False, hub_token=None, hub_patience=600.0, save_strategy="no")
-    made.train()
-    return result(made)
 
 
 def folder_of(hub: LocalHub, path: str, target: Path) -> Path:
@@ -130,8 +113,10 @@ class AtTheEnd(TrainerCallback):
         self.hub.heal()
 
 
-@pytest.mark.parametrize("always", [False, True])
-@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize(
+    ("strategy", "always"),
+    [("every_save", False), ("checkpoint", False), ("all_checkpoints", False), ("all_checkpoints", True)],
+)
 def test_a_save_while_another_is_under_way(
     hub: LocalHub, trainer: Make, alone: Any, tmp_path: Path, strategy: str, always: bool
 ) -> None:
