@@ -113,11 +113,11 @@ def _arguments(args: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(value, "value", value)) for name, value in rows.items() if value is not None]
 
 
-def _kind_of_model(run: Run, folder_config: Mapping[str, Any]) -> str:
-    named = folder_config.get("architectures")
+def _kind_of_model(run: Run, config: Mapping[str, Any]) -> str | None:
     if run.model is not None:
         return type(run.model).__name__
-    return str(named[0]) if isinstance(named, list) and named else "model"
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else None
 
 
 def model_card(
@@ -165,12 +165,14 @@ def model_card(
     origin = f"fine-tuned from {finetuned_from}" if finetuned_from else "trained from scratch"
     source = f", on {', '.join(names or kinds)}" if names or kinds else ""
     how = f" ({' '.join(_many(dataset_args))})" if dataset_args else ""
-    body = [f"# {model_name}", "", f"A {_kind_of_model(run, config)}, {origin}{source}{how}.", ""]
+    kind = _kind_of_model(run, config)
+    what = f"A {kind}, {origin}{source}{how}." if kind else f"Trained with drivetrain{source}{how}."
+    body = [f"# {model_name}", "", what, ""]
     body += ["This card is a draft that the trainer wrote: say what it is for, and where it fails.", ""]
     body += _evaluations(run.state.log_history)
     body += ["## Training", "", *_table(["argument", "value"], _arguments(run.args)), ""]
     body += [f"{run.state.global_step} updates, {run.state.epoch or 0:.2f} epochs.", ""]
-    plugins = [(kind, name, version) for kind, name, version, _ in run.plan.describe()]
+    plugins = [found[:3] for found in run.plan.describe() if found[1] not in ("progress", "printer")]
     if plugins:
         body += ["## Plugins", "", *_table(["kind", "plugin", "version"], plugins), ""]
     versions = {"drivetrain": drivetrain.__version__}

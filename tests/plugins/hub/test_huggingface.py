@@ -51,10 +51,11 @@ def test_the_model_and_its_card_go_up_at_the_end(tmp_path: Path, hub: Any) -> No
     assert files["model.safetensors"] == (tmp_path / "a-model" / "model.safetensors").read_bytes()
 
     answer = made.push_to_hub("nothing new")
-    assert hub.messages == ["Model save"]  # of what is there already the client makes no commit
+    # Of what is there already the client makes no commit; an older one makes an empty one.
+    assert hub.messages.count("nothing new") <= (Version(huggingface_hub.__version__) < Version("0.27"))
     assert "somebody/a-model" in str(answer)
     answer = made.push_to_hub("a message", license="mit")
-    assert hub.messages == ["Model save", "a message"]
+    assert hub.messages[-1] == "a message"
     assert "somebody/a-model" in str(answer)
     waiting = made.push_to_hub("another", blocking=False, license="apache-2.0")
     assert isinstance(waiting, Future)
