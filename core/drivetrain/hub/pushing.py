@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,13 @@ class Pushing:
             return
         try:
             self.trainer.save_model(_internal_call=True)
-            if run.is_main_process:
-                self._put_output("End of training")
-                self._put_skipped(run)
         except (CheckpointError, OSError) as error:
             logger.warning("The final model is not sent, since it could not be written: %s", reason_of(error))
+        else:
+            if run.is_main_process:
+                self._try("The final model", lambda: self._put_output("End of training"))
+        if run.is_main_process:
+            self._try("What was left out", self._put_skipped)
         while True:
             settled = self.uploads.settle(_TURN) if run.is_main_process else True
             if all(gather_objects(settled, run.processes)):  # so that the others do not run out of patience
@@ -129,12 +132,17 @@ class Pushing:
             return
         if strategy == "checkpoint":
             self._skipped.clear()  # of those only the last counts
+        name = os.path.basename(checkpoint)
+        self._try(f"The model of {name}", lambda: self._put_model(checkpoint, message))
+        if strategy != "every_save":
+            self._try(name, lambda: self._put_checkpoint(checkpoint, f"{message}, checkpoint"))
+
+    def _try(self, what: str, work: Callable[[], object]) -> None:
+        """Whatever goes wrong with making an upload ready (the disk, a hub's card) is a warning."""
         try:
-            self._put_model(run, checkpoint, message)
-            if strategy != "every_save":
-                self._put_checkpoint(checkpoint, f"{message}, checkpoint")
-        except (CheckpointError, OSError) as error:
-            logger.warning("%s is not sent to the hub: %s", os.path.basename(checkpoint), reason_of(error))
+            work()
+        except Exception as error:
+            logger.warning("%s is not sent to the hub: %s", what, reason_of(error))
 
     def output(self, message: str, blocking: bool, card: dict[str, Any]) -> Any:
         """Sends the output folder, with a card.
@@ -189,7 +197,7 @@ class Pushing:
         self.uploads.put(job)
         return job
 
-    def _put_model(self, run: Run, checkpoint: str, message: str) -> None:
+    def _put_model(self, checkpoint: str, message: str) -> None:
         parcel = of_checkpoint(checkpoint, is_model)
         assert parcel.folder is not None
         own = Path(self.trainer.args.output_dir, CARD)
@@ -197,15 +205,27 @@ class Pushing:
             parcel.add(str(own) if _is_own(own) else self.write_card(parcel.folder))
         step = os.path.basename(checkpoint).rpartition("-")[2]
         command = f"--checkpoint {step}"
-        self.uploads.put(Job(f"the model of step {step}", MODEL, message, parcel, command, replaces=WEIGHTS))
+        self.uploads.put(
+            Job(
+                f"the model of step {step}",
+                MODEL,
+                message,
+                parcel,
+                command,
+                replaces=WEIGHTS,
+                source=checkpoint,
+            )
+        )
 
     def _put_checkpoint(self, checkpoint: str, message: str) -> None:
         name = os.path.basename(checkpoint)
         path = LAST if self._strategy() == "checkpoint" else name
         command = f"--checkpoint {name.rpartition('-')[2]} --with-state"
-        self.uploads.put(Job(name, path, message, of_checkpoint(checkpoint), command, path, ("*",)))
+        self.uploads.put(
+            Job(name, path, message, of_checkpoint(checkpoint), command, path, ("*",), checkpoint)
+        )
 
-    def _put_skipped(self, run: Run) -> None:
+    def _put_skipped(self) -> None:
         """The checkpoints that were left out because another was under way, if they are there still."""
         skipped, self._skipped = self._skipped, {}
         strategy = self._strategy()
@@ -240,13 +260,14 @@ class Pushing:
 
     def _cure(self, jobs: list[Job]) -> str:
         """The commands that send what is missing, as far as it is still there."""
-        output, commands, gone = self.trainer.args.output_dir, [], []
+        commands, gone = [], []
         for job in jobs:
-            name = f"checkpoint-{job.command.split()[1]}" if job.command else ""
-            if os.path.isdir(os.path.join(output, name)):
-                commands.append(f"drivetrain push {shlex.quote(_shortest(output))} {job.command}".rstrip())
+            source = job.source or self.trainer.args.output_dir
+            folder = os.path.dirname(source) if job.source else source
+            if os.path.isdir(source):
+                commands.append(f"drivetrain push {shlex.quote(_shortest(folder))} {job.command}".rstrip())
             else:
-                gone.append(f"{name} has been deleted since")
+                gone.append(f"{os.path.basename(source)} has been deleted since")
         by = [f"Send it by: {'; '.join(dict.fromkeys(commands))}"] if commands else []
         return ". ".join([*dict.fromkeys(gone), *by])
 

@@ -42,7 +42,8 @@ class Job:
         path: the folder in the repository; empty for its root.
         replaces: see `Upload`.
         parcel: the files.
-        command: the words behind `drivetrain push` that send it.
+        command: the words behind `drivetrain push RUN` that send it.
+        source: the checkpoint that it is of; empty where it is the output folder.
         future: the outcome of the first attempt.
         error: why it is owed; None while nothing has gone wrong.
         late: attempts at the end of the run.
@@ -55,6 +56,7 @@ class Job:
     command: str
     path: str = ""
     replaces: tuple[str, ...] = ()
+    source: str = ""
     future: Future[Any] = field(default_factory=Future)
     error: Exception | None = None
     late: int = 0

@@ -213,6 +213,27 @@ def test_a_disk_that_has_no_room_for_the_final_model(
     assert "The final model is not sent, since it could not be written: " in caplog.text
 
 
+def test_a_card_that_cannot_be_made(
+    hub: LocalHub,
+    trainer: Make,
+    alone: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for a hub's plugin that has a defect: it costs the model its upload, and the run nothing."""
+    from drivetrain_plugins.hub import huggingface
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(huggingface, "model_card", broken)
+    made = trainer(hub_strategy="checkpoint", hub_always_push=True)
+    made.train()
+    assert result(made) == alone
+    assert "The model of checkpoint-1 is not sent to the hub: KeyError: 'broken'" in caplog.text
+    assert "last-checkpoint/manifest.json" in hub.repositories[REPO]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
