@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from drivetrain.errors import CheckpointError as CheckpointError
     from drivetrain.errors import ConfigurationError as ConfigurationError
     from drivetrain.errors import DrivetrainError as DrivetrainError
+    from drivetrain.errors import HubError as HubError
     from drivetrain.errors import NonFiniteError as NonFiniteError
     from drivetrain.errors import PluginError as PluginError
     from drivetrain.errors import Preempted as Preempted
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from drivetrain.slots import Strategy as Strategy
     from drivetrain.slots import TrainState as TrainState
     from drivetrain.slots import Update as Update
+    from drivetrain.slots import Upload as Upload
     from drivetrain.trainer import Trainer as Trainer
     from drivetrain.whole_parameters import WholeParameters as WholeParameters
 
@@ -82,6 +84,7 @@ _HOMES: dict[str, str] = {
     "NonFiniteError": "drivetrain.errors",
     "PluginError": "drivetrain.errors",
     "CheckpointError": "drivetrain.errors",
+    "HubError": "drivetrain.errors",
     "ProcessError": "drivetrain.errors",
     "Preempted": "drivetrain.errors",
     "PluginInfo": "drivetrain.plugin",
@@ -101,6 +104,7 @@ _HOMES: dict[str, str] = {
     "Prepared": "drivetrain.slots",
     "TrainState": "drivetrain.slots",
     "Update": "drivetrain.slots",
+    "Upload": "drivetrain.slots",
     "BestRun": "drivetrain.search",
     "WholeParameters": "drivetrain.whole_parameters",
     "average": "drivetrain.collecting",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drivetrain.background import BackgroundWriter
     from drivetrain.disk_plan import DiskPlan
     from drivetrain.elastic import Layout
+    from drivetrain.hub import Pushing
     from drivetrain.last_update import LastUpdate
     from drivetrain.preemption import Preemption
     from drivetrain.session import Session
@@ -127,6 +128,9 @@ class TrainerBase:
 
         def log(self, logs: dict[str, float]) -> None:
             """In trainer.py."""
+
+        def _pushes(self) -> Pushing:
+            """In output.py."""
 
         def _build_model(self, trial: Any) -> None:
             """In trainer.py."""

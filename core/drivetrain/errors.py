@@ -45,6 +45,19 @@ class CheckpointError(DrivetrainError):
     """A checkpoint cannot be read or written."""
 
 
+class HubError(DrivetrainError):
+    """What was to be pushed is not at the hub.
+
+    Args:
+        sentence: what the hub said, and what helps.
+        temporary: whether it may go well when it is tried again.
+    """
+
+    def __init__(self, sentence: str, *, temporary: bool = False) -> None:
+        super().__init__(sentence)
+        self.temporary = temporary
+
+
 class ProcessError(DrivetrainError):
     """Another process of this run has ended, does not answer, or never came. The backend's error is chained."""
 

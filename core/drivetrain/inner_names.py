@@ -92,7 +92,8 @@ class InnerNames(TrainerBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """For `copy.deepcopy`: without what only a run under way needs; the next one makes it anew."""
-        return {**self.__dict__, "_batches": None, "_session": None, "_writer": None, "_snapshot": None}
+        own = ("_batches", "_session", "_writer", "_snapshot", "_pushing")
+        return {**self.__dict__, **dict.fromkeys(own)}
 
     # -- what copies of methods ask ----------------------------------------------------------------------
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from drivetrain import discover
+from drivetrain import discover, settings
 from drivetrain.base import TrainerBase
 from drivetrain.checkpoint import write_model
 from drivetrain.checkpoint.manifest import FileRecord
-from drivetrain.errors import ConfigurationError
+from drivetrain.errors import ConfigurationError, HubError
 from drivetrain.evaluation_weights import evaluation_weights
 from drivetrain.plugin import import_string
 from drivetrain.requirements import missing
 from drivetrain.resolve import resolve
 
 if TYPE_CHECKING:
+    from drivetrain.hub import Pushing, Uploads
     from drivetrain.slots import Hub
 
 logger = logging.getLogger("drivetrain")
@@ -32,6 +34,7 @@ class Output(TrainerBase):
     """
 
     hub_model_id: str | None = None
+    _pushing: Pushing | None = None
     _written: dict[str, FileRecord]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -50,7 +53,7 @@ class Output(TrainerBase):
                 if self.args.should_save and self.run.keeps_state:
                     self._save(folder, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save")
+            self._push_saved(folder)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """The whole model's weights; under a strategy that spreads them a collective."""
@@ -115,31 +118,47 @@ class Output(TrainerBase):
 
     def _hub(self) -> Hub:
         """The hub that the arguments choose; without push_to_hub the first that is ready, for its model card."""
-        plan = resolve(self.args, kinds=("hub",), instances=self._plugins, made=self._made_plugins)
+        plan = resolve(
+            self.args,
+            kinds=("hub",),
+            instances=self._plugins,
+            settings=settings.load(),
+            made=self._made_plugins,
+        )
         active = plan.slot("hub")
         if active is None:
             ready = [name for name in discover.names("hub") if not missing(discover.load_info("hub", name))]
             if not ready:
                 raise ConfigurationError(
-                    "No hub plugin is installed that is ready. Run: pip install 'drivetrain[hub]'"
+                    "No hub plugin is installed that is ready. Run: pip install 'drivetrain[huggingface]'"
                 )
-            info = discover.load_info("hub", ready[0])
-            plugin = import_string(info.implementation)()
-            plan.manager.register(plugin, name=f"hub:{ready[0]}")
+            name = "huggingface" if "huggingface" in ready else ready[0]
+            info = discover.load_info("hub", name)
+            options = info.options_class()
+            made = import_string(info.implementation)
+            plan.manager.register(made() if options is None else made(options()), name=f"hub:{name}")
         else:
             self._made_plugins[active.key] = active.plugin
         hub: Hub = plan.manager.hook.make_hub(run=self.run)
         return hub
 
+    def _pushes(self) -> Pushing:
+        """What sends to the hub, made at its first use."""
+        if self._pushing is None:
+            from drivetrain.hub import Pushing
+
+            self._pushing = Pushing(self)
+        return self._pushing
+
     def init_hf_repo(self) -> None:
         """Makes the repository of `hub_model_id`, if it is not there."""
         if self.is_world_process_zero():
-            self.hub_model_id = self._hub().create(self.run)
+            self.hub_model_id = self._pushes().open()
 
     def push_to_hub(
         self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any
     ) -> Any:
-        """Saves the model, writes its card and uploads the output folder.
+        """Saves the model, writes its card and uploads the output folder, without its checkpoints.
 
         Args:
             commit_message: of the upload.
@@ -147,24 +166,82 @@ class Output(TrainerBase):
             **kwargs: for `create_model_card`.
 
         Returns:
-            What the hub calls the upload: its address.
+            What the hub calls the upload, its address; a future of that where `blocking` is False.
+
+        Raises:
+            HubError: the model is not at the hub, after several attempts.
         """
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**kwargs)
-        return self._hub().push(
-            self.run, self.args.output_dir, commit_message or "End of training", blocking=blocking
-        )
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        return self._pushes().output(commit_message or "End of training", blocking, kwargs)
 
-    def create_model_card(self, **details: Any) -> None:
+    def _push_saved(self, folder: str) -> None:
+        """Uploads the model that a script has saved. That it does not get there is a warning."""
+        same = os.path.realpath(folder) == os.path.realpath(self.args.output_dir)
+        if same and type(self).push_to_hub is Output.push_to_hub:
+            self._pushes().saved("Model save")
+            return
+        try:
+            self.push_to_hub(commit_message="Model save")
+        except HubError as error:
+            logger.warning("%s", error)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
         """Writes README.md, the model's card, in the output folder.
 
         Args:
-            **details: language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args.
+            language: of the data.
+            license: of the model.
+            tags: words that it is found by.
+            model_name: the title; by default the repository's name.
+            finetuned_from: the model that training began with; by default what the configuration says.
+            tasks: what it does, by the hub's names; the first is the card's `pipeline_tag`.
+            dataset_tags: the data, by the hub's names.
+            dataset: the data, by the names that a reader knows.
+            dataset_args: the part of them, or how they were made.
         """
-        if self.is_world_process_zero():
-            self._hub().write_card(self.run, self.args.output_dir, **details)
+        if not self.is_world_process_zero():
+            return
+        self._pushes().write_card(
+            self.args.output_dir,
+            language=language,
+            license=license,
+            tags=tags,
+            model_name=model_name,
+            finetuned_from=finetuned_from,
+            tasks=tasks,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
+            dataset_args=dataset_args,
+        )
+
+    @property
+    def push_in_progress(self) -> Uploads | None:
+        """The uploads: `is_done()`, `wait_until_done()`, `jobs`; None where there have been none."""
+        return None if self._pushing is None else self._pushing.uploads
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads what `hub_strategy` wants of a checkpoint. Called after every save while `push_to_hub` is set."""
+        self._pushes().checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        """Waits for the uploads that are under way."""
+        if self._pushing is not None:
+            self._pushing.uploads.wait_until_done()
 
     def init_git_repo(self, at_init: bool = False) -> None:
         """Git repositories are not used for uploads: call `init_hf_repo`."""

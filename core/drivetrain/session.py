@@ -72,6 +72,8 @@ class Session:
         core: list[tuple[str, object]] = [("callbacks", trainer.callback_handler.hooks)]
         if training and trainer._preemption is not None:
             core.append(("preemption", trainer._preemption))
+        if training and run.args.push_to_hub:
+            core.append(("pushing", trainer._pushes()))
         run.plan = plan = resolve(
             run.args,
             instances=trainer._plugins,

@@ -240,14 +240,35 @@ class Search(Protocol):
         """Runs the trials and returns a `BestRun`, or a list of them where there are several objectives."""
 
 
-class Hub(Protocol):
-    """Where a model is shared."""
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is sent to a hub in one piece: all of it becomes visible, or nothing.
 
-    def push(self, run: Run, folder: str, message: str, *, blocking: bool = True, **kwargs: Any) -> Any:
-        """Uploads the folder; returns what names the upload (an address)."""
+    Attributes:
+        repository: where to, as `create` named it.
+        files: path in the repository, with forward slashes -> file on this machine.
+        message: says what it is, in a line.
+        replaces: patterns (`fnmatch`) of paths in the repository; those that match and are not in `files` go away.
+    """
+
+    repository: str
+    files: Mapping[str, str]
+    message: str
+    replaces: tuple[str, ...] = ()
+
+
+class Hub(Protocol):
+    """Where a model is shared.
+
+    The core decides what is sent and when, keeps the files as they are meanwhile, and calls `upload` in a thread, one
+    at a time. What a method raises is tried again, unless it is a `HubError` that is not `temporary`.
+    """
 
     def create(self, run: Run) -> str:
-        """Makes the repository if it is not there, and returns its name."""
+        """Makes the repository that the arguments name, if it is not there, and returns its full name."""
+
+    def upload(self, upload: Upload) -> Any:
+        """Sends files, however long it takes, and returns what names the upload: an address."""
 
     def write_card(self, run: Run, folder: str, **fields: Any) -> str:
         """Writes the model's card into the folder, and returns its path."""

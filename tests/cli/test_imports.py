@@ -41,6 +41,7 @@ def modules_after(folder: Path, *words: str) -> list[str]:
         ("plugins", "--help"),
         ("checkpoints", "--help"),
         ("checkpoints", "list", "--help"),
+        ("push", "--help"),
         ("plugins", "list"),
         ("args", "warmup"),
     ],

@@ -1,4 +1,4 @@
-"""Strangers' strategies: installed by pip, found by their entry points, and run."""
+"""Strangers' packages: installed by pip, found by their entry points, and run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.timeout(1500)
 
 CONTRIB = ROOT / "contrib"
 PUBLIC = {"drivetrain", "drivetrain.testing"}
-OTHERS = {"torch", "pytest", "safetensors"}
+OTHERS = {"torch", "pytest", "safetensors", "fsspec"}
+KINDS = {"drivetrain-fsspec": "hub"}  # the others are strategies
 
 
 def imported(path: Path) -> set[str]:
@@ -55,7 +56,9 @@ def test_they_are_listed_and_shown(site: Site) -> None:
     listed = site.run("drivetrain", "plugins", "list").splitlines()
     for package in PACKAGES:
         name = package.removeprefix("drivetrain-")
-        assert ["strategy", name, package, "0.1.0", "ready"] in [line.split() for line in listed]
+        assert [KINDS.get(package, "strategy"), name, package, "0.1.0", "ready"] in [
+            line.split() for line in listed
+        ]
     shown = site.run("drivetrain", "plugins", "show", "signsgd")
     for line in (
         "from       drivetrain-signsgd 0.1.0",
@@ -99,6 +102,21 @@ def test_it_is_the_algorithm_by_hand(site: Site, package: str) -> None:
     """The package's own tests, but for the contract and what takes more processes."""
     quick = ("--ignore", f"contrib/{package}/tests/test_contract.py", "-k", "not another_number_of_processes")
     assert " passed" in site.run("pytest", "-q", "-p", "no:cacheprovider", f"contrib/{package}", *quick)
+
+
+def test_the_command_line_pushes_to_one(site: Site, task: Path) -> None:
+    """Chosen by the form of the address; and its options, by the config's own table."""
+    there = task / "there"
+    address = ("--hub-model-id", there.as_uri(), "--plugins.fsspec.block_size", "7")
+    printed = site.run(
+        "drivetrain", "train", "waves.toml", "--use-cpu", "--max-steps", "2", "--output-dir", "runs/pushed",
+        "--push-to-hub", "--hub-strategy", "checkpoint", "--save-steps", "2", *address, folder=task,
+    )  # fmt: skip
+    assert f"fsspec  (hub_model_id='{there.as_uri()}')" in printed
+    assert (there / "last-checkpoint" / "manifest.json").exists()
+    pushed = site.run("drivetrain", "push", "runs/pushed", "--to", (task / "other").as_uri(), folder=task)
+    assert f"{(task / 'other').as_uri()}  (fsspec)" in pushed
+    assert (task / "other" / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
 
 
 @pytest.mark.soak

@@ -71,3 +71,10 @@ class Ours:
     requeue: bool = argument(
         False, "When SIGUSR1 has ended training with a checkpoint, put the SLURM job into its queue again."
     )
+    hub_patience: float = argument(
+        600.0,
+        "Seconds without an upload coming to its end, beside those its files take at 1 MB/s, after which the end of a"
+        " run waits for the hub no longer.",
+        owner="hub",
+        least=0,
+    )

@@ -36,12 +36,18 @@ BARE, HUGGINGFACE = "safetensors", "huggingface"
 FORMATS = (BARE, HUGGINGFACE)
 CONFIG = "config.json"
 
-# What of a checkpoint, ours or that of transformers, is not for whoever reads a model.
-_STATE = re.compile(
-    r"manifest\.json|trainer_state\.json|training_args\.(json|bin)|run\.(json|safetensors)"
+# What of a checkpoint, ours or that of transformers, is there to go on training by.
+TRAINING_STATE = re.compile(
+    r"manifest\.json|trainer_state\.json|run\.(json|safetensors)"
     r"|(optimizer|scheduler)(-\d+)?\.(json|safetensors|pt|bin)|gradients(-\d+)?\.safetensors|scaler\.pt"
-    r"|random-\d+\.(json|safetensors)|rng_state(_\d+)?\.pth|weights\.safetensors|model_extra\.(json|safetensors)"
-    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|global_step\d+/.*|latest|zero_to_fp32\.py",
+    r"|random-\d+\.(json|safetensors)|rng_state(_\d+)?\.pth|weights\.safetensors"
+    r"|global_step\d+/.*|latest|zero_to_fp32\.py",
+    re.ASCII,
+)
+# What else is not copied, since the weights are written anew.
+_STATE = re.compile(
+    TRAINING_STATE.pattern + r"|training_args\.(json|bin)|model_extra\.(json|safetensors)"
+    r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?",
     re.ASCII,
 )
 

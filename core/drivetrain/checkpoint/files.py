@@ -16,12 +16,12 @@ from drivetrain.errors import CheckpointError
 
 logger = logging.getLogger("drivetrain")
 
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|del)-[0-9a-f]{8}")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|del|hub)-[0-9a-f]{8}")
 
 
 def beside(folder: str, kind: str) -> str:
-    """A new hidden name in the same place: `.NAME.tmp-XXXX` (being written), `.old-` (being replaced) or
-    `.del-` (being deleted)."""
+    """A new hidden name in the same place: `.NAME.tmp-XXXX` (being written), `.old-` (being replaced), `.del-` (being
+    deleted) or `.hub-` (being sent to a hub)."""
     parent, name = os.path.split(os.path.abspath(folder))
     return os.path.join(parent, f".{name}.{kind}-{secrets.token_hex(4)}")
 
@@ -86,7 +86,7 @@ def recover(parent: str) -> None:
 
 
 def sweep(parent: str) -> None:
-    """Removes what killed runs left in a folder: half-written, replaced and half-deleted checkpoints.
+    """Removes what killed runs left in a folder: half-written, replaced, half-deleted and half-sent checkpoints.
 
     Call it when no save is under way, at the beginning of a run, from one process.
     """

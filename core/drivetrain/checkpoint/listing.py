@@ -26,6 +26,7 @@ _LEFT = {
     "tmp": "half-written: by a run that was killed, or by one that is saving now",
     "old": "was being replaced when a run was killed",
     "del": "was being deleted when a run was killed",
+    "hub": "being sent to a hub, by a run that goes on or was killed",
 }
 
 

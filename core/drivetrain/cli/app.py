@@ -9,6 +9,7 @@ import typer
 
 from drivetrain.cli.checkpoints import checkpoints
 from drivetrain.cli.console import STATE, clean_errors
+from drivetrain.cli.push import push_command
 from drivetrain.cli.quick import Command, Group
 
 # Unknown options are ours to read: every training argument is one.
@@ -65,6 +66,7 @@ plugins = typer.Typer(
 )
 app.add_typer(plugins, name="plugins")
 app.add_typer(checkpoints, name="checkpoints")
+app.command("push", cls=Command)(push_command)
 
 
 def _version(wanted: bool) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from drivetrain.plugin import Claim, PluginInfo
+from drivetrain.plugin import Claim, PluginInfo, Weight
 
 
 def _wanted(args: Any) -> Claim | None:
-    return Claim("push_to_hub=True") if args.push_to_hub else None
+    # A hub that is asked for by its own kind of address, or its options, comes before.
+    return Claim("push_to_hub=True", Weight.DEFAULT) if args.push_to_hub else None
 
 
 def _check(args: Any) -> str | None:
-    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
-    if args.push_to_hub and strategy != "end":
-        return f"hub_strategy={strategy!r} is not there yet: use hub_strategy='end'."
+    name = args.hub_model_id
+    if isinstance(name, str) and "://" in name:
+        return (
+            f"hub_model_id={name!r} is an address, which no installed hub takes: install one that does, or write "
+            "OWNER/NAME."
+        )
     return None
 
 
 HUGGINGFACE = PluginInfo(
     name="huggingface",
     kind="hub",
-    summary="Uploads the model and a model card to the Hugging Face Hub.",
+    summary="Uploads models, cards and checkpoints to the Hugging Face Hub.",
     implementation="drivetrain_plugins.hub.huggingface:HuggingFace",
     arguments=(
         "push_to_hub",
@@ -29,7 +33,8 @@ HUGGINGFACE = PluginInfo(
         "hub_strategy",
         "hub_token",
         "hub_private_repo",
-        # hub_always_push is about uploads that come while another is under way: at the end there is one alone.
+        "hub_always_push",
+        "hub_patience",
     ),
     requires=("huggingface_hub",),
     extra="huggingface",
