@@ -90,6 +90,8 @@ class Session:
             for line in plan.inert:
                 logger.warning("%s", line)
         run.processes = current(run.args)
+        if training and plan.reporting and run.is_main_process:
+            logger.warning("%s", plan.reporting)
         run.writers = find_writers(run, tell=training)
         run.accumulation = run.args.gradient_accumulation_steps
 
