@@ -29,7 +29,7 @@ _past: dict[str, dict[str, Any]] = {}
 
 
 class Logger:
-    """Base of the loggers. A subclass overrides `load`, `open`, `write` and `close`, and `save` where it takes checkpoints.
+    """Base of the loggers. A subclass overrides `load`, `open`, `write` and `close`, and `save` for checkpoints.
 
     All but `load` are called in a thread of their own, one after another, so they may take their time, hang, and raise:
     training hands over a copy of each row and goes on. What they raise is said in one warning, and the rows that are

@@ -51,14 +51,13 @@ class ClearmlLogger(Logger):
                     auto_connect_frameworks=False,
                     auto_connect_arg_parser=False,
                     auto_connect_streams=False,
-                    reuse_last_task_id=False,
-                    continue_last_task=facts.joins.get("task_id", False),
+                    reuse_last_task_id=facts.joins.get("task_id", False),
+                    # 0 goes on, and leaves the steps as they are; True would add those that are there.
+                    continue_last_task=0 if "task_id" in facts.joins else False,
                     output_uri=True,
                 ),
                 True,
             )
-            if "task_id" in facts.joins:
-                self._task.set_initial_iteration(0)  # rows come with their steps of the whole run
         self.state = {"task_id": self._task.id}
         self._task.connect(dict(facts.arguments), name="Args")
         if facts.model_config is not None:

@@ -11,8 +11,8 @@ def mlflow(args: Any) -> str | None:
     """4.34.0 knows a variable that switches it off."""
     if os.environ.get("DISABLE_MLFLOW_INTEGRATION", "").lower() == "true":
         return (
-            "The logger 'mlflow' is switched off by DISABLE_MLFLOW_INTEGRATION=TRUE: unset it, or leave 'mlflow' out of "
-            "report_to."
+            "The logger 'mlflow' is switched off by DISABLE_MLFLOW_INTEGRATION=TRUE: unset it, or leave 'mlflow' out "
+            "of report_to."
         )
     return None
 

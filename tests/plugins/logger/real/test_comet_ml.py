@@ -48,12 +48,10 @@ def test_rows_parameters_name_and_the_same_experiment_again(
     (first,) = archives(offline)
     for name in ("loss", "eval_loss", "train_loss"):
         assert metrics(first, name) == curve(made.state.log_history, name)
-    told = [payload for kind, payload in messages(first) if kind == "parameter_msg"]
-    assert any(
-        str(payload["param"].get("paramValue")) == "0.125"
-        for payload in told
-        if "learning_rate" in payload["param"]["paramName"]
-    )
+    told = [payload.get("param", {}) for kind, payload in messages(first) if kind == "parameter_msg"]
+    assert [param["paramValue"] for param in told if param.get("paramName") == "args_learning_rate"] == [
+        0.125
+    ]
     with zipfile.ZipFile(first) as archive:
         experiment = json.loads(archive.read("experiment.json"))
         text = b"".join(archive.read(name) for name in archive.namelist())

@@ -16,7 +16,7 @@ library("neptune")
 
 def operations(folder: Path) -> Iterator[dict[str, Any]]:
     (path,) = folder.glob(".neptune/offline/run__*/data-1.log")
-    text, decoder, place = path.read_text(), json.JSONDecoder(), 0
+    text, decoder, place = path.read_text().replace("\n", ""), json.JSONDecoder(), 0
     while place < len(text):
         entry, place = decoder.raw_decode(text, place)
         yield entry["obj"]
