@@ -39,7 +39,8 @@ QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 # have more memory than time: each loads torch, and many tests start processes of their own.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 
-# Trackers that are dear to install, in the versions that docs/loggers.md names. They do not all go into one environment.
+# Trackers that are dear to install, in the versions that docs/loggers.md names; in two parts, since pip finds no end of
+# them together.
 TRACKERS = {
     "first": (
         "mlflow==3.17.2",
