@@ -22,10 +22,20 @@ from drivetrain_plugins.logger.options import LoggerOptions
 FOLDER = Path(sys.argv[1])
 WAITS = len(sys.argv) > 2
 
+# Its import is under way when the main thread is about to fork, and for half a second more if it does not.
+IMPORTING, ABOUT_TO, FORKED = threading.Event(), threading.Event(), threading.Event()
 SLOW_MODULE = """
-import time
-time.sleep(1.0)
+import __main__
+if hasattr(__main__, "IMPORTING"):
+    __main__.IMPORTING.set()
+    __main__.ABOUT_TO.wait(120)
+    __main__.FORKED.wait(0.5)
 """
+
+
+def about_to_fork() -> None:
+    IMPORTING.wait(120)
+    ABOUT_TO.set()
 
 
 class AtTheEnd(Logger):
@@ -70,6 +80,10 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 if __name__ == "__main__":
     (FOLDER / "slow_module.py").write_text(SLOW_MODULE)
     sys.path.insert(0, str(FOLDER))
+    if WAITS:
+        ABOUT_TO.set()
+    else:
+        os.register_at_fork(before=about_to_fork, after_in_parent=FORKED.set)
     args = TrainingArguments(
         str(FOLDER / "out"),
         num_train_epochs=1000 if WAITS else 2,
@@ -80,11 +94,10 @@ if __name__ == "__main__":
         disable_tqdm=True,
         dataloader_num_workers=0 if WAITS else 1,
     )
-    loggers: list[Logger] = [
-        AtTheEnd(LoggerOptions(close_timeout=120.0, open_timeout=120.0 if WAITS else 0.0))
-    ]
+    patient = LoggerOptions(close_timeout=120.0, open_timeout=120.0 if WAITS else 0.0)
+    loggers: list[Logger] = [AtTheEnd(patient)]
     if not WAITS:
-        loggers = [AtTheEnd(LoggerOptions(close_timeout=2.0)), Never(LoggerOptions(close_timeout=2.0))]
+        loggers.append(Never(LoggerOptions(close_timeout=2.0)))
     trainer = Trainer(Net(), args, train_dataset=Rows(), plugins=loggers)
     print("begins", os.getpid(), flush=True)
     trainer.train()
