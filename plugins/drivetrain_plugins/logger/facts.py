@@ -69,7 +69,7 @@ class Facts:
 def facts_of(run: Run, resumed: dict[str, Any]) -> Facts:
     """The facts of a run, as it is now."""
     args, state = run.args, run.state
-    config = getattr(run.model, "config", None)
+    config: Any = getattr(run.model, "config", None)
     described = config.to_dict() if hasattr(config, "to_json_string") and hasattr(config, "to_dict") else None
     named = args.run_name is not None and args.run_name != args.output_dir
     return Facts(

@@ -36,7 +36,5 @@ def staying(rows: Sequence[T], step_of: Callable[[T], int], facts: Facts) -> lis
     """
     if not facts.is_training or facts.again:
         return list(rows)
-    if not facts.step:
-        return []
     at_step = [row for row in rows if step_of(row) == facts.step]
     return [row for row in rows if step_of(row) < facts.step] + at_step[: facts.rows_at_step]
