@@ -22,8 +22,8 @@ logger = logging.getLogger("drivetrain")
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
 """Seconds between two attempts to open a tracker: doubled each time, up to the second."""
-BRIEFLY = 0.1
-"""Seconds that the run's end waits for a tracker that has not kept up: its next word may come at once."""
+BRIEFLY = 0.5
+"""Seconds that the run's end waits for a tracker that could not be opened: the last attempt may fail at once."""
 
 _past: dict[str, dict[str, Any]] = {}
 
@@ -264,11 +264,12 @@ class Logger:
             return
         allowed = self.options.close_timeout
         if self.is_open:
-            waits = lane.lag() < LAG
-        else:  # it has just begun, or cannot
+            allowed = allowed if lane.lag() < LAG else 0.0
+        elif self.failure is None:  # it has just begun
             allowed -= time.monotonic() - self._began
-            waits = self.failure is None
-        if not lane.wait(self, max(0.0, allowed) if waits else min(BRIEFLY, allowed)):
+        else:
+            allowed = min(BRIEFLY, allowed)
+        if not lane.wait(self, max(0.0, allowed)):
             left = lane.rows_left(self)
             if left:
                 logger.warning(
