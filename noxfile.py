@@ -39,6 +39,26 @@ QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 # have more memory than time: each loads torch, and many tests start processes of their own.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 
+# Trackers that are dear to install, in the versions that docs/loggers.md names; in two parts, since pip finds no end of
+# them together.
+TRACKERS = {
+    "first": (
+        "mlflow==3.17.2",
+        "comet-ml==3.58.8",
+        "clearml==2.1.12",
+        "codecarbon==3.3.2",
+        "trackio==0.43.0",
+        "swanlab==0.10.3",
+    ),
+    "second": (
+        "mlflow==3.17.2",
+        "dagshub==0.7.3",
+        "neptune==1.14.0.post2",
+        "flytekit==1.16.31",
+        "azureml-core==1.61.0.post4",
+    ),
+}
+
 # The lowest versions that the project claims. torch stays the one that is tested: older ones are built for
 # older versions of CUDA, which this session does not fetch.
 MINIMUMS = (
@@ -110,6 +130,18 @@ def ipex(session: nox.Session) -> None:
     session.install("numpy<2.4", "pytest", "pytest-timeout", *own)
     session.install("--no-deps", "-e", str(HERE))
     session.run("pytest", "tests/plugins/transform/test_ipex.py", *(session.posargs or ("-q",)), env=QUIET)
+
+
+@nox.session
+@nox.parametrize("which", list(TRACKERS))
+def loggers(session: nox.Session, which: str) -> None:
+    """Loggers with the real libraries, which are dear to install: a quarter of an hour, and 2 GB."""
+    session.install(*TORCH, *CONSTRAINED)
+    session.install("-e", str(HERE), "pytest", "pytest-timeout", *TRACKERS[which])
+    # Warnings of these libraries, when they are imported, are not ours to mend.
+    session.run(
+        "pytest", "-W", "default", "tests/plugins/logger/real", *(session.posargs or ("-q",)), env=QUIET
+    )
 
 
 @nox.session

@@ -83,6 +83,7 @@ class PluginInfo:
         restarts: for strategies, whether several processes can make a new process group after one of them failed in
             the midst of a step, and close the run and begin anew (`auto_find_batch_size`) or give the state of the
             last update (`save_on_exception`).
+        by_name_alone: for loggers, whether `report_to="all"` leaves this one out: it writes where it is named.
         conflicts: `"kind:name"` of plugins that cannot be active together with this one, and the cure.
     """
 
@@ -102,6 +103,7 @@ class PluginInfo:
     after: tuple[str, ...] = ()
     shards: bool = False
     restarts: bool = False
+    by_name_alone: bool = False
     conflicts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

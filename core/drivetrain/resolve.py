@@ -16,6 +16,7 @@ from drivetrain.arguments.enums import DOCUMENTED
 from drivetrain.binding import Events, new_manager, trace
 from drivetrain.errors import ConfigurationError, PluginError, did_you_mean
 from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, Place, PluginInfo, Weight, import_string
+from drivetrain.reporting import all_loggers
 from drivetrain.requirements import missing, needs
 from drivetrain.settings import not_enabled
 
@@ -74,12 +75,14 @@ class Plan:
 
     Attributes:
         active: every active plugin, slots first, transforms and listeners in their order.
+        reporting: the line that says which loggers `report_to="all"` means; empty where it is not asked for.
         inert: one sentence for each argument that is set and, by its documentation, does nothing here.
         manager: pluggy's manager with every active plugin registered.
         events: the events, bound.
     """
 
     active: list[Active] = field(default_factory=list)
+    reporting: str = ""
     inert: list[str] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=new_manager)
     events: Events = None  # type: ignore[assignment]  # bound by activate()
@@ -248,16 +251,8 @@ class Resolver:
         if wanted in ([], ["none"]):
             return []
         if "all" in wanted:
-            found = []
-            for name in discover.names("logger"):
-                try:
-                    info = discover.load_info("logger", name)
-                except (PluginError, ConfigurationError) as error:
-                    logger.warning("%s", error)
-                    continue
-                if not missing(info):
-                    found.append(self._active(info, Claim("report_to='all'", Weight.DEFAULT)))
-            return found
+            infos, self.plan.reporting = all_loggers(self.args)
+            return [self._active(info, Claim("report_to='all'", Weight.DEFAULT)) for info in infos]
         return [
             active
             for name in wanted

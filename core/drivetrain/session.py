@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,6 +93,8 @@ class Session:
             for line in plan.inert:
                 logger.warning("%s", line)
         run.processes = current(run.args)
+        if training and plan.reporting and run.is_main_process:
+            _tell_once(plan.reporting)
         run.writers = find_writers(run, tell=training)
         run.accumulation = run.args.gradient_accumulation_steps
 
@@ -177,6 +180,12 @@ class Session:
             while self._undo:
                 self._undo.pop()()
             self.run.is_training = False
+
+
+@cache
+def _tell_once(line: str) -> None:
+    """Says it once in a process, however many trainings there are."""
+    logger.warning("%s", line)
 
 
 def make(run: Run, slot: str) -> Any:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from typing import Any
 
-import wandb
+import torch
 
 from drivetrain.plugin import hookimpl
 from drivetrain.run import Run
-from drivetrain_plugins.logger.base import Logger, model_config
+from drivetrain_plugins.logger.base import Logger
+from drivetrain_plugins.logger.facts import Facts, Row, flag
+from drivetrain_plugins.logger.options import SharedOptions
 
 logger = logging.getLogger("drivetrain")
 
 # The run that a logger here has opened in this process. It outlives the logger, of which each training has one.
 _ours: Any = None
 
-_TRUE = ("1", "true", "yes", "on")
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() in _TRUE
-
-
-def _logged_in() -> bool:
-    """Whether wandb has a key. Read only, never asked for: a run must not stop at a question."""
-    return bool(wandb.api.api_key)
+_BINS = 64
 
 
 class WandbLogger(Logger):
@@ -34,64 +28,47 @@ class WandbLogger(Logger):
 
     wandb reads its own environment (`WANDB_MODE`, `WANDB_DIR`, `WANDB_ENTITY`, ...). Here are read
     `WANDB_PROJECT` (default "huggingface", as documented), `WANDB_DISABLED`, `WANDB_WATCH` ("gradients",
-    "parameters", "all") and `WANDB_LOG_MODEL` ("checkpoint"). A resume goes on in the run that the
+    "parameters", "all") and `WANDB_LOG_MODEL` ("end", "checkpoint"). A resume goes on in the run that the
     checkpoint names.
     """
 
     name = "wandb"
+    _wandb: Any
+    _run: Any
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._id: str | None = None  # of the run that a checkpoint names
+    def load(self) -> None:
+        """Imports wandb."""
+        self._wandb = importlib.import_module("wandb")
 
-    @hookimpl
-    def load_state(self, run: Run, state: dict[str, Any]) -> None:
-        """Takes the run's id from the checkpoint."""
-        self._id = state.get("run_id")
-
-    @hookimpl
-    def save_state(self, run: Run) -> dict[str, Any] | None:
-        """The run's id."""
-        return {"run_id": wandb.run.id} if wandb.run is not None else None
-
-    def open(self, run: Run) -> None:
+    def open(self, facts: Facts) -> None:
         """Opens a run, or joins the open one, and writes configuration and axes."""
         global _ours
         # A run of ours stays open after training, for evaluations. A new training has its own, unless
         # it is a resume, whose checkpoint has named this one. A run that the script opened is joined.
-        current: Any = wandb.run
-        if run.is_training and current is not None and current is _ours and self._id != current.id:
+        current = self._wandb.run
+        goes_on = current is not None and facts.resumed.get("run_id") == current.id
+        if facts.is_training and current is not None and current is _ours and not goes_on:
             current.finish()
-        if wandb.run is None:
-            _ours = wandb.init(**self._settings(run))
-        config = model_config(run)
-        told: Any = wandb.config
-        told.update(
-            {**(config.to_dict() if config is not None else {}), **run.args.to_dict()}, allow_val_change=True
-        )
-        wandb.define_metric("train/global_step")
-        wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
-        watched = os.environ.get("WANDB_WATCH", "false").lower()
-        if watched in ("all", "parameters", "gradients"):
-            watch: Any = wandb.watch
-            watch(run.model, log=watched, log_freq=max(100, run.state.logging_steps))
-        if os.environ.get("WANDB_LOG_MODEL", "").lower() in ("end", *_TRUE):
-            logger.warning(
-                "WANDB_LOG_MODEL=end is not there yet: no model is uploaded. Use WANDB_LOG_MODEL=checkpoint."
-            )
+        if self._wandb.run is None:
+            _ours = self._wandb.init(**self._settings(facts))
+        self._run = run = self._wandb.run
+        self.state = {"run_id": run.id}
+        self._named = facts.run_name is not None
+        run.config.update(facts.configuration, allow_val_change=True)
+        run.define_metric("train/global_step")
+        run.define_metric("*", step_metric="train/global_step", step_sync=True)
 
-    def _settings(self, run: Run) -> dict[str, Any]:
-        args, state = run.args, run.state
+    def _settings(self, facts: Facts) -> dict[str, Any]:
         settings: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "huggingface")}
-        if state.trial_name is not None:
-            settings.update(name=state.trial_name, group=args.run_name)
-        elif args.run_name is not None and args.run_name != args.output_dir:
-            settings["name"] = args.run_name
-        if self._id is not None:
-            settings.update(id=self._id, resume="allow")
-        if _flag("WANDB_DISABLED"):
+        if facts.trial_name is not None:
+            settings.update(name=facts.trial_name, group=facts.run_name or facts.output_dir)
+        elif facts.run_name is not None:
+            settings["name"] = facts.run_name
+        if "run_id" in facts.joins:
+            settings.update(id=facts.joins["run_id"], resume="allow")
+        if flag("WANDB_DISABLED"):
             settings["mode"] = "disabled"
-        elif "WANDB_MODE" not in os.environ and not _logged_in():
+        elif "WANDB_MODE" not in os.environ and not self._wandb.api.api_key:  # read, never asked for
             settings["mode"] = "offline"
             logger.warning(
                 "Nobody is logged in to wandb, so the run is written offline. Run 'wandb login' before it, "
@@ -99,22 +76,84 @@ class WandbLogger(Logger):
             )
         return settings
 
-    def write(self, run: Run, row: dict[str, Any]) -> None:
+    def write(self, row: Row) -> None:
         """Logs the row against `train/global_step`."""
-        wandb.log({**row, "train/global_step": run.state.global_step})
+        self._run.log({**row.grouped, "train/global_step": row.step})
+
+    def keeps_checkpoints(self) -> bool:
+        """Under `WANDB_LOG_MODEL=checkpoint`."""
+        return os.environ.get("WANDB_LOG_MODEL", "").lower() == "checkpoint"
+
+    def keeps_model(self) -> bool:
+        """Under `WANDB_LOG_MODEL=end` too, of which "true" is an older spelling."""
+        return (
+            self.keeps_checkpoints() or flag("WANDB_LOG_MODEL") or os.environ.get("WANDB_LOG_MODEL") == "end"
+        )
+
+    def save(self, checkpoint: str, step: int) -> None:
+        """Uploads a checkpoint as an artifact."""
+        self._upload("checkpoint", checkpoint, [f"checkpoint-{step}"])
+
+    def save_model(self, folder: str) -> None:
+        """Uploads the trained model as an artifact."""
+        self._upload("model", folder, None)
+
+    def _upload(self, what: str, folder: str, aliases: list[str] | None) -> None:
+        artifact = self._wandb.Artifact(
+            name=f"{what}-{self._run.name if self._named and self._run.name else self._run.id}", type="model"
+        )
+        artifact.add_dir(folder)
+        self._run.log_artifact(artifact, aliases=aliases)
+        if self._run.settings.mode == "online":
+            artifact.wait()  # the folder may be gone after this
+
+    def close(self) -> None:
+        """The run stays open for evaluations that follow; wandb ends it with the process."""
+
+
+class WatchingWandbLogger(WandbLogger):
+    """Histograms of gradients or parameters as well, every 100 updates or as seldom as rows are logged.
+
+    They are made here and not by `wandb.watch`, whose hooks run within the backward, where an error ends the run.
+    """
 
     @hookimpl
-    def on_save(self, run: Run, checkpoint: str) -> None:
-        """Uploads the checkpoint as an artifact under `WANDB_LOG_MODEL=checkpoint`."""
-        if os.environ.get("WANDB_LOG_MODEL", "").lower() == "checkpoint":
-            self._guarded(run, self._upload, checkpoint)
+    def on_gradients_ready(self, run: Run) -> None:
+        """Hands over the histograms."""
+        step = run.state.global_step
+        if not run.is_main_process or step % max(100, run.state.logging_steps) or not self._begin(run):
+            return
+        try:
+            made = _histograms(run.model, os.environ.get("WANDB_WATCH", "").lower())
+        except Exception as error:
+            self._say(error)
+        else:
+            self._do(lambda: self._write_histograms(made, step))
 
-    def _upload(self, run: Run, checkpoint: str) -> None:
-        tracked: Any = wandb.run
-        artifact = wandb.Artifact(name=f"checkpoint-{tracked.id}", type="model")
-        artifact.add_dir(checkpoint)
-        wandb.log_artifact(artifact, aliases=["latest", f"step_{run.state.global_step}"])
+    def _write_histograms(self, made: dict[str, Any], step: int) -> None:
+        row = {name: self._wandb.Histogram(np_histogram=counted) for name, counted in made.items()}
+        self._run.log({**row, "train/global_step": step})
 
-    def close(self, run: Run) -> None:
-        """The run stays open for evaluations that follow; wandb ends it with the process."""
-        self._id = None
+
+def _histograms(model: torch.nn.Module, watched: str) -> dict[str, Any]:
+    """Counts and edges of each parameter and its gradient, on this rank; what is not finite is left out."""
+    made = {}
+    for name, parameter in model.named_parameters():
+        found = {"parameters": parameter.detach(), "gradients": parameter.grad}
+        for kind, tensor in found.items():
+            if tensor is None or watched not in ("all", kind):
+                continue
+            values = getattr(tensor, "to_local", lambda tensor=tensor: tensor)().float()
+            values = values[values.isfinite()]
+            if values.numel():
+                low, high = values.min().item(), values.max().item()
+                counts = torch.histc(values, _BINS, low, high)
+                edges = torch.linspace(low, high if high > low else low + 1.0, _BINS + 1)
+                made[f"{kind}/{name}"] = counts.cpu().numpy(), edges.numpy()
+    return made
+
+
+def make(options: SharedOptions) -> WandbLogger:
+    """The logger, as the environment asks for it."""
+    watches = os.environ.get("WANDB_WATCH", "").lower() in ("all", "parameters", "gradients")
+    return (WatchingWandbLogger if watches else WandbLogger)(options)

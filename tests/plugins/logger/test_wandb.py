@@ -226,14 +226,24 @@ def test_gradients_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert any("gradients/layer.weight" in name for row in rows(path) for name in row)
 
 
-def test_a_checkpoint_is_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
-    trainer(tmp_path, save_strategy="steps", save_steps=8).train()
-    end()
-    (path,) = runs(tmp_path)
-    artifacts = [
+def artifacts(path: Path) -> list[str]:
+    """Names of the artifacts with a model, without the run's id."""
+    found = [
         record.request.log_artifact.artifact
         for record in records(path)
         if record.WhichOneof("record_type") == "request"
     ] + [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
-    assert [artifact.type for artifact in artifacts if artifact.type == "model"] == ["model"]
+    return [artifact.name.partition("-")[0] for artifact in found if artifact.type == "model"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("checkpoint", ["checkpoint", "model"]), ("end", ["model"]), ("true", ["model"])]
+)
+def test_checkpoints_and_the_model_are_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_LOG_MODEL", word)
+    trainer(tmp_path, save_strategy="steps", save_steps=8).train()
+    end()
+    (path,) = runs(tmp_path)
+    assert artifacts(path) == expected
