@@ -85,6 +85,7 @@ class Accelerator:
             raise RuntimeError(
                 "accelerator.backward() belongs into a training_step; no training is under way."
             )
+        self._run.timing.lap("forward")
         self._run.strategy.backward(loss)
 
     def prepare(self, *objects: Any) -> Any:

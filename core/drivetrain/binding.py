@@ -10,12 +10,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
 from drivetrain.hookspecs import EVENTS, SPECS
 from drivetrain.plugin import PROJECT
+
+if TYPE_CHECKING:
+    from drivetrain.timing import Timing
+
+CORE = "core:"  # begins the names of the core's own listeners
 
 Bound: TypeAlias = tuple[Callable[..., object], ...]
 
@@ -28,13 +33,16 @@ def new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def bind(manager: pluggy.PluginManager, hook: str, *, traced: bool = False) -> Bound:
+def bind(
+    manager: pluggy.PluginManager, hook: str, *, traced: bool = False, timing: Timing | None = None
+) -> Bound:
     """What to call for a hook, in order; empty where nobody listens.
 
     Args:
         manager: with every plugin registered; later registrations are not seen.
         hook: the hook's name.
         traced: call through pluggy whatever the implementations are.
+        timing: notes what each plugin's implementation takes, or all together that go through pluggy.
     """
     caller: pluggy.HookCaller = getattr(manager.hook, hook)
     implementations = caller.get_hookimpls()
@@ -47,9 +55,23 @@ def bind(manager: pluggy.PluginManager, hook: str, *, traced: bool = False) -> B
         def through_pluggy(*arguments: Any) -> object:
             return caller(**dict(zip(names, arguments, strict=True)))
 
-        return (through_pluggy,)
+        owners = [found.plugin_name for found in implementations if not found.plugin_name.startswith(CORE)]
+        if timing is None or not owners:
+            return (through_pluggy,)
+        return (timing.timed(through_pluggy, " + ".join(map(_short, reversed(owners)))),)
     # pluggy calls the last registered first, and get_hookimpls lists the first registered first.
-    return tuple(_positional(found, names) for found in reversed(implementations))
+    bound = []
+    for found in reversed(implementations):
+        function = _positional(found, names)
+        if timing is not None and not found.plugin_name.startswith(CORE):
+            function = timing.timed(function, _short(found.plugin_name))
+        bound.append(function)
+    return tuple(bound)
+
+
+def _short(plugin_name: str) -> str:
+    """A plugin's name without its kind."""
+    return plugin_name.partition(":")[2] or plugin_name
 
 
 def _positional(implementation: pluggy.HookImpl, names: tuple[str, ...]) -> Callable[..., object]:
@@ -91,9 +113,11 @@ class Events:
     on_train_end: Bound
     on_exception: Bound
 
-    def __init__(self, manager: pluggy.PluginManager, *, traced: bool = False) -> None:
+    def __init__(
+        self, manager: pluggy.PluginManager, *, traced: bool = False, timing: Timing | None = None
+    ) -> None:
         for name in EVENTS:
-            setattr(self, name, bind(manager, name, traced=traced))
+            setattr(self, name, bind(manager, name, traced=traced, timing=timing))
 
 
 def trace(manager: pluggy.PluginManager, write: Callable[[str], object] | None = None) -> None:
@@ -141,7 +165,7 @@ def name_culprit(
     for name, plugin in manager.list_name_plugin():
         for caller in manager.get_hookcallers(plugin) or []:
             for found in caller.get_hookimpls():
-                if found.plugin is plugin and not name.startswith("core:"):
+                if found.plugin is plugin and not name.startswith(CORE):
                     _note_owner(owners, found.function, plugin, name, caller.name)
     for name, callback in callbacks:
         for event in EVENTS:

@@ -125,7 +125,7 @@ class Evaluations(TrainerBase):
         """Within `train()` the strategy's own context, within itself nothing; else plugins and slots for this alone."""
         # A callback that evaluates at the very end of training does so with the model as it was trained.
         if self._session is not None and self._trains_still():
-            with self._session.evaluating():
+            with self.run.timing.aside("evaluation"), self._session.evaluating():
                 yield
             return
         if self.is_in_train or self._is_evaluating:

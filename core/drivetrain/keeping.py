@@ -25,7 +25,7 @@ class Keeping(TrainerBase):
 
     def _save_checkpoint(self, model: Any, trial: Any, metrics: dict[str, float] | None = None) -> None:
         self._finish_saving(self.run)  # one at a time; and how it went is told before there is another
-        with self._save_errors():
+        with self.run.timing.aside("saving"), self._save_errors():
             saving.save(cast("Trainer", self), self.run, metrics)
 
     def _end_write(self, run: Run, wait: bool = True) -> None:
@@ -39,7 +39,7 @@ class Keeping(TrainerBase):
         if writer is None or writer.under_way is None:
             return
         if wait or all(gather_objects(writer.is_idle(), run.processes)):
-            with self._save_errors():
+            with run.timing.aside("saving"), self._save_errors():
                 saving.end_write(run, writer)
 
     def _tell_saved(self, run: Run, folders: Iterable[str | None]) -> None:

@@ -8,7 +8,7 @@
                             on_epoch_end; what is due by epochs
 
 Events are tuples of functions, bound once: an event that nobody listens to costs a test. Nothing in here
-waits for the device, except where a row of the log is read.
+waits for the device, except where a row of the log is read. `lap` says which part of an update has just ended.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         position: where to begin; kept true, so that a checkpoint can be written at any time.
     """
     args, state, strategy, events = run.args, run.state, run.strategy, run.plan.events
-    training_step = trainer.training_step
+    training_step, timing, lap = trainer.training_step, run.timing, run.timing.lap
     accumulation = run.accumulation
     count_flos = trainer.floating_point_ops if trainer._counts_flos() else None
     serve, always = trainer._service()  # a subclass that serves by itself is called at every update
@@ -73,6 +73,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
     for call in events.on_train_begin:
         call(run)
     trainer._clock = time.perf_counter()
+    timing.start(run.device)
     if resumed:
         trainer._restore_control()
 
@@ -108,6 +109,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
         resumed = False
 
         for inputs in () if stopped else batches:
+            lap("data")
             if position.batch % accumulation == 0:
                 for call in events.on_step_begin:
                     call(run)
@@ -125,6 +127,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             losses.add(loss if batches.weight == 1.0 else loss * batches.weight, state.global_step)
             if count_flos is not None:
                 trainer.current_flos += float(count_flos(inputs))
+            lap("backward")  # the forward before it has been counted in training_step
 
             if last:
                 for call in events.on_gradients_ready:
@@ -134,6 +137,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
                     run.update = strategy.update(max_norm if max_norm and max_norm > 0 else None)
                 else:
                     run.update = run.skip_update()
+                lap("optimizer")
                 state.global_step += 1
                 state.epoch = epoch + position.batch / length.batches
                 for call in events.on_step_end:
@@ -144,6 +148,7 @@ def train_loop(trainer: Trainer, run: Run, length: RunLength, losses: LossWindow
             else:
                 for call in events.on_substep_end:
                     call(run)
+            lap("other")
             if run.control.should_epoch_stop or run.control.should_training_stop:
                 break
 

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pluggy
 
@@ -19,6 +19,9 @@ from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, Place, PluginInfo
 from drivetrain.reporting import all_loggers
 from drivetrain.requirements import missing, needs
 from drivetrain.settings import not_enabled
+
+if TYPE_CHECKING:
+    from drivetrain.timing import Timing
 
 logger = logging.getLogger("drivetrain")
 
@@ -433,7 +436,7 @@ class Resolver:
 
     # -- making --------------------------------------------------------------------------------------
 
-    def activate(self, core: Iterable[tuple[str, Any]], traced: bool) -> Plan:
+    def activate(self, core: Iterable[tuple[str, Any]], traced: bool, timing: Timing | None) -> Plan:
         """Imports and makes the chosen plugins, and registers them; the core's own listeners come first."""
         for active in self.plan.active:
             if active.plugin is None and active.info is not None:
@@ -450,7 +453,7 @@ class Resolver:
             self.plan.manager.register(plugin, name=f"core:{name}")
         if traced:
             trace(self.plan.manager)
-        self.plan.events = Events(self.plan.manager, traced=traced)
+        self.plan.events = Events(self.plan.manager, traced=traced, timing=timing)
         return self.plan
 
     def _register(self, active: Active) -> None:
@@ -490,6 +493,7 @@ def resolve(
     kinds: Iterable[str] | None = None,
     made: Mapping[str, Any] | None = None,
     traced: bool = False,
+    timing: Timing | None = None,
 ) -> Plan:
     """Chooses, checks and makes the plugins of a run.
 
@@ -501,6 +505,7 @@ def resolve(
         kinds: choose for these kinds alone, and leave the rest (and the arguments' check) out.
         made: objects made before, by `kind:name`, that are used again.
         traced: print every hook call.
+        timing: notes what each plugin's hooks take.
 
     Raises:
         ConfigurationError: with every problem found.
@@ -527,7 +532,7 @@ def resolve(
                 resolver._check_one(active, active.info)
     if resolver.problems:
         raise ConfigurationError(resolver.problems)
-    return resolver.activate(core, traced)
+    return resolver.activate(core, traced, timing)
 
 
 def _circle(kind: str, earlier: Mapping[str, set[str]], waiting: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.errors import ConfigurationError
+from drivetrain.timing import Timing
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,7 @@ class Run:
             `steps_per_second`, `grad_norm`, `seconds_left`. Filled when a row is logged.
         stop_reason: why the run stops early, if somebody asked for it.
         skip_reason: why the gradients at hand are to be dropped; None where they are used.
+        timing: where the time of training goes.
         has_evaluation_weights: whether the model holds those now, under an optimizer that trains others.
     """
 
@@ -96,6 +98,7 @@ class Run:
     skip_reason: str | None = None
     writers: tuple[int, ...] = ()
     has_evaluation_weights: bool = False
+    timing: Timing = field(default_factory=Timing)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +123,7 @@ class Run:
         from drivetrain.resolve import Plan
 
         state = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return None, {**state, "plan": Plan(), "prediction": None}
+        return None, {**state, "plan": Plan(), "prediction": None, "timing": Timing()}
 
     def options(self, kind: str, name: str) -> Any:
         """The options of an active plugin, an instance of the dataclass its info names."""

@@ -82,6 +82,7 @@ class Session:
             core=core,
             made=trainer._made_plugins,
             traced=trainer._trace_hooks,
+            timing=run.timing if training else None,
         )
         for active in plan.active:
             # Chosen since the trainer was built; what was there then, the user may have removed on purpose.

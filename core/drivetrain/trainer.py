@@ -56,6 +56,8 @@ from drivetrain.session import Session, culprits_named
 from drivetrain.slots import LRScheduler, TrainState
 from drivetrain.smoothing import LabelSmoother, predicts_next_token
 from drivetrain.stages import Stages
+from drivetrain.timing import Timing
+from drivetrain.timing_told import tell
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -275,6 +277,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
 
     def _train(self, resume: str | bool | None, ignore_keys: list[str] | None, trial: Any) -> TrainOutput:
         args, run = self.args, self.run
+        run.timing = Timing()
         self._trial, self._ignore_keys = trial, ignore_keys
         self._session = session = Session(self, run)
         run.model = self.model
@@ -399,6 +402,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
             run.processes.barrier()
             self._load_best_model()
         self._losses.read(run.strategy)
+        run.timing.finish(run.processes)
         train_loss = self._losses.total / max(self.state.global_step, 1)
         metrics = speed_metrics("train", start, num_samples=length.rows, num_steps=self.state.max_steps)
         self.store_flos()
@@ -411,6 +415,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         saving.rotate_at_end(self)
         for call in run.plan.events.on_train_end:
             call(run)
+        tell(run)
         return TrainOutput(self.state.global_step, train_loss, metrics)
 
     def _restore_control(self) -> None:
@@ -433,6 +438,7 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             loss: torch.Tensor = self.compute_loss(model, inputs)
+        self.run.timing.lap("forward")
         self.run.strategy.backward(loss)
         loss = loss.detach()
         return loss / self.run.accumulation if self.run.accumulation > 1 else loss
@@ -489,15 +495,16 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         metrics = None
         if run.control.should_evaluate:
             metrics = self._evaluate_in_training(run)
-        if run.control.should_save:
-            self._last_saved = None
-            self._save_checkpoint(self.model, self._trial, metrics=metrics)
-            run.control.should_save = False
-            self._tell_saved(run, [self._last_saved])
-        else:
-            self._end_write(run, wait=False)
-        if self._writer is not None:
-            self._tell_saved(run, self._writer.take_saved())
+        with run.timing.aside("saving"):
+            if run.control.should_save:
+                self._last_saved = None
+                self._save_checkpoint(self.model, self._trial, metrics=metrics)
+                run.control.should_save = False
+                self._tell_saved(run, [self._last_saved])
+            else:
+                self._end_write(run, wait=False)
+            if self._writer is not None:
+                self._tell_saved(run, self._writer.take_saved())
 
     def _log_training(self, run: Run) -> None:
         steps = max(self.state.global_step - self._losses.last_logged, 1)
@@ -507,10 +514,11 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         run.figures["rows_per_second"] = run.batch_rows * run.processes.world_size / seconds
         run.figures["steps_per_second"] = steps / seconds
         run.figures["seconds_left"] = (self.state.max_steps - self.state.global_step) * seconds / steps
-        if run.update is not None and run.update.grad_norm is not None:
-            run.figures["grad_norm"] = float(run.update.grad_norm)
         self._clock, run.batch_rows = now, 0
-        loss = self._losses.read(run.strategy)
+        with run.timing.aside("waiting"):
+            if run.update is not None and run.update.grad_norm is not None:
+                run.figures["grad_norm"] = float(run.update.grad_norm)
+            loss = self._losses.read(run.strategy)
         self._losses.last_logged = self.state.global_step
         self.store_flos()
         self.log({"loss": round(loss / steps, 4), "learning_rate": rate})
@@ -558,8 +566,9 @@ class Trainer(Building, Evaluations, Inputs, Keeping, Output, Reports, InnerName
         Args:
             logs: numbers by name; the epoch is added to them.
         """
-        if self.state.epoch is not None:
-            logs["epoch"] = round(self.state.epoch, 2)
-        self.state.log_history.append({**logs, "step": self.state.global_step})
-        for call in self.run.plan.events.on_log if self.run.plan.events else ():
-            call(self.run, logs)
+        with self.run.timing.aside("logging"):
+            if self.state.epoch is not None:
+                logs["epoch"] = round(self.state.epoch, 2)
+            self.state.log_history.append({**logs, "step": self.state.global_step})
+            for call in self.run.plan.events.on_log if self.run.plan.events else ():
+                call(self.run, logs)

@@ -39,7 +39,8 @@ ENTRIES: tuple[tuple[Any, str], ...] = (
 )
 
 _OWN_RECORD = {"configuration", "arguments", "plugins"}
-_UNREAD = {"training_args.json", "manifest.json"}
+_UNREAD = {"training_args.json", "manifest.json", "drivetrain-record.jsonl"}
+_OF_THE_CLOCK = ("Time: ", "Spent on: ", "Plugins: ")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+|\d+\.\d+(e-?\d+)?|\b\d+(?= ?(ms|s|B|kB|KB|MB|GB|rows/s)\b)")
 
 
@@ -118,7 +119,8 @@ def observe(scene: Callable[[Seen, Path], None], folder: Path, operations: bool 
     told += [f"{entry.category.__name__}: {entry.message}" for entry in warned]
     if found.error is not None:
         told.append(f"{type(found.error).__name__}: {found.error}")
-    found.messages = [_NUMBER.sub("#", line.replace(str(folder), "FOLDER")) for line in told if line.strip()]
+    told = [line for line in told if line.strip() and not line.startswith(_OF_THE_CLOCK)]
+    found.messages = [_NUMBER.sub("#", line.replace(str(folder), "FOLDER")) for line in told]
     if seen.trainer is not None:
         state = seen.trainer.model.state_dict()
         found.weights = {name: _digest(tensor) for name, tensor in state.items()}

@@ -68,6 +68,9 @@ class Ours:
         False,
         "Feed compute_metrics batch by batch, with compute_result=True at the last, and keep no predictions.",
     )
+    record: bool = argument(
+        True, "Write a record of the run into output_dir, for drivetrain report.", owner="callback:record"
+    )
     requeue: bool = argument(
         False, "When SIGUSR1 has ended training with a checkpoint, put the SLURM job into its queue again."
     )

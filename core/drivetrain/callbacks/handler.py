@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.callbacks.adapter import CallbackAdapter
 from drivetrain.callbacks.base import CALLBACK_EVENTS
+from drivetrain.callbacks.flow import DefaultFlowCallback
+from drivetrain.timing import Timing
 
 if TYPE_CHECKING:
     from drivetrain.arguments import TrainingArguments
@@ -105,7 +108,9 @@ class CallbackHandler:
         self, event: str, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Calls one event on every callback that overrides it; returns the control that the last one left."""
+        timing = self.run.timing if self.run is not None else Timing()
         for method in tuple(self.listening[event]):
+            mark, before = timing.mark, perf_counter()
             result = method(
                 args,
                 state,
@@ -119,6 +124,9 @@ class CallbackHandler:
                 run=self.run,
                 **kwargs,
             )
+            owner = type(getattr(method, "__self__", method))
+            if owner is not DefaultFlowCallback:
+                timing.leave_plugin(owner.__name__, mark, before)
             if result is not None:
                 control = result
         return control

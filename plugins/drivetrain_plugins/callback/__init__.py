@@ -34,6 +34,10 @@ def _nan_skipped(args: Any) -> Claim | None:
     return Claim("on_nan_loss='skip'") if args.on_nan_loss == "skip" else None
 
 
+def _record_wanted(args: Any) -> Claim | None:
+    return Claim("record=True", Weight.DEFAULT) if args.record else None
+
+
 def _bar_unwanted(args: Any) -> Claim | None:
     return Claim("disable_tqdm=True", Weight.DEFAULT) if args.disable_tqdm else None
 
@@ -54,6 +58,15 @@ PRINTER = PluginInfo(
     implementation="drivetrain_plugins.callback.printer:PrinterCallback",
     arguments=("disable_tqdm",),
     chosen_by=_bar_unwanted,
+)
+
+RECORD = PluginInfo(
+    name="record",
+    kind="callback",
+    summary="Writes a record of the run into its folder, from which `drivetrain report` makes a page.",
+    implementation="drivetrain_plugins.callback.record:Record",
+    arguments=("record",),
+    chosen_by=_record_wanted,
 )
 
 GRADIENT_NORMS = PluginInfo(

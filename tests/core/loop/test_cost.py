@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -69,16 +70,16 @@ def own(calls: dict[str, float]) -> float:
 
 
 def test_a_plain_step(per_step: Any) -> None:
-    """Today 36 calls; the bound leaves room for a few, not for a hook system that is asked at every event."""
+    """Today 43 calls, of which five read the clock; the bound leaves room for a few, not for a hook system that is asked at every event."""
     calls = per_step()
-    assert own(calls) <= 40, calls
+    assert own(calls) <= 47, calls
     assert not any("through_pluggy" in name for name in calls)
 
 
 def test_a_micro_batch(per_step: Any) -> None:
     one = own(per_step(gradient_accumulation_steps=1))
     two = own(per_step(gradient_accumulation_steps=2))
-    assert two - one <= 26, (one, two)
+    assert two - one <= 31, (one, two)  # four of them read the clock
 
 
 def test_a_listener_costs_its_own_call_alone(per_step: Any) -> None:
@@ -87,14 +88,17 @@ def test_a_listener_costs_its_own_call_alone(per_step: Any) -> None:
         def on_step_begin(self, run: Any) -> None: ...
 
     plain, heard = per_step(), per_step(plugins=[Listener()])
-    assert own(heard) == own(plain)
+    assert own(heard) == own(plain) + 3  # and what it takes is noted
     assert heard["others"] - plain["others"] == pytest.approx(1, abs=0.2)
 
 
 def test_a_row_of_the_log_is_served_in_few_calls(per_step: Any) -> None:
-    every_step = own(per_step(logging_strategy="steps", logging_steps=1))
-    never = own(per_step())
-    assert every_step - never <= 40
+    def served(**values: Any) -> float:
+        return own(per_step(logging_strategy="steps", logging_steps=1, **values)) - own(per_step(**values))
+
+    assert served(record=False) <= 45
+    # The record strikes out secrets, which it looks for in the whole environment.
+    assert served() <= 65 + len(os.environ)
 
 
 def test_no_value_is_read_from_the_device_between_logs(
