@@ -31,9 +31,10 @@ Kind = Literal[
     "callback",
     "search",
     "launcher",
+    "report",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Exactly one of these is active in every run; of `hub`, `search` and `launcher` at most one.
+# Exactly one of these is active in every run; of `hub`, `search` and `launcher` at most one; of `report` none.
 SLOTS: tuple[Kind, ...] = ("strategy", "precision", "optimizer", "scheduler")
 AT_MOST_ONE: tuple[Kind, ...] = ("hub", "search", "launcher")
 

@@ -16,9 +16,10 @@ left out.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drivetrain.errors import ConfigurationError
 
@@ -96,6 +97,25 @@ class Recorded:
         self.parts.append({"time": row.get("time"), "seconds": {}, "plugins": {}})
         if self.began is None:
             self.began = row.get("time")
+
+
+class Named(NamedTuple):
+    """A run and what it is called among those of a report."""
+
+    name: str
+    run: Recorded
+
+
+def names_of(runs: Sequence[Recorded]) -> list[Named]:
+    """Each run by its folder, and by as many folders above it as it takes to tell them apart."""
+    parts = [run.source.resolve().parent.parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(found[-depth:]) for found in parts]
+        if len(set(names)) == len(names):
+            break
+    else:
+        names = [f"{found[-1]} #{number}" for number, found in enumerate(parts, 1)]
+    return [Named(name, run) for name, run in zip(names, runs, strict=True)]
 
 
 class Reading:

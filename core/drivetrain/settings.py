@@ -34,6 +34,7 @@ CHOSEN_BY: dict[str, str] = {
     "hub": "push_to_hub = true",
     "search": 'trainer.hyperparameter_search(backend="{name}")',
     "launcher": "the way in which the processes are started",
+    "report": "drivetrain report -o FILE.{name}",
 }
 """Kinds whose plugins are never switched on by name, and what chooses them instead."""
 

@@ -11,6 +11,7 @@ from drivetrain.cli.checkpoints import checkpoints
 from drivetrain.cli.console import STATE, clean_errors
 from drivetrain.cli.push import push_command
 from drivetrain.cli.quick import Command, Group
+from drivetrain.errors import ConfigurationError
 
 # Unknown options are ours to read: every training argument is one.
 _OPEN = {"ignore_unknown_options": True}
@@ -180,6 +181,48 @@ def args(
     from drivetrain.cli.args import show
 
     show(word)
+
+
+@app.command(cls=Command)
+@clean_errors
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Folders of runs, of drivetrain or of transformers.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where the report goes; its ending says the form. By default report.html.",
+            show_default=False,
+        ),
+    ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Write report.png, a picture of the plots.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Write report.csv, all rows of the log.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show the page in a browser on this machine, and follow the runs.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of --serve; 0 for any that is free.")] = 6070,
+    traceback: Traceback = False,
+) -> None:
+    """Make a page of one run or several: how each went, and in what they differ."""
+    STATE.traceback = STATE.traceback or traceback
+    from drivetrain.cli import pages
+
+    if serve:
+        if output or png or csv:
+            raise ConfigurationError(
+                "--serve shows the page and writes no file: leave -o, --png and --csv out."
+            )
+        pages.serve(runs, port)
+        return
+    named = [Path("report.png")] * png + [Path("report.csv")] * csv
+    pages.write(runs, [*(output or ()), *named] or [Path("report.html")])
 
 
 @plugins.command("list", cls=Command)
