@@ -89,6 +89,7 @@ class Session:
             if is_documented_callback(active.plugin) and active.key not in trainer._made_plugins:
                 trainer._made_plugins[active.key] = active.plugin
                 trainer.callback_handler.add_callback(active.plugin)
+        trainer.callback_handler.names = {id(active.plugin): active.name for active in plan.active}
         trainer.callback_handler.refresh()
         if training:
             for line in plan.inert:

@@ -6,24 +6,17 @@ called in, and so is an evaluation, a row of the log or a checkpoint, wherever i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.device_timing import DeviceTiming
 from drivetrain.gathering import gather_objects
+from drivetrain.shares import PARTS, STEPS
 
 if TYPE_CHECKING:
     import torch
-
-# The order in which they are shown. "waiting" is for the device, where a row of the log is read.
-PARTS = (
-    *("setup", "data", "forward", "backward", "optimizer"),
-    *("waiting", "logging", "evaluation", "saving", "plugins", "other"),
-)
-# What an update is made of; an accelerator's own clock knows better how it is shared out.
-STEPS = ("data", "forward", "backward", "optimizer", "waiting", "other")
 
 
 class Timing:
@@ -108,9 +101,3 @@ class Timing:
         if found["backward"] and not found["forward"]:  # a training_step of the user's own
             found = {("forward and backward" if key == "backward" else key): found[key] for key in found}
         return {part: seconds for part, seconds in found.items() if seconds}
-
-
-def share_of_data(parts: Mapping[str, float]) -> float:
-    """How much of the updates' own time was spent waiting for data."""
-    steps = sum(parts.get(part, 0.0) for part in (*STEPS, "forward and backward", "plugins"))
-    return parts.get("data", 0.0) / steps if steps else 0.0

@@ -7,15 +7,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from drivetrain.timing import share_of_data
+from drivetrain.shares import BOTTLENECK, duration, percent, share_of_data
 
 if TYPE_CHECKING:
     from drivetrain.run import Run
 
 logger = logging.getLogger("drivetrain")
 
-# Of the updates' own time: what is waited less than this is not the bottleneck.
-BOTTLENECK = 0.2
 # Seconds in all, and of each batch. A batch that is fetched faster than it is handed from one process to another
 # is better fetched by the process that needs it.
 _WORTH, _DEAR = 1.0, 1e-3
@@ -65,24 +63,6 @@ def _shares(parts: Mapping[str, float], whole: float, ranks: list[dict[str, floa
             text += f" (rank {slowest}: {percent(waited[slowest])})"
         shown.append(text)
     return ", ".join(shown)
-
-
-def percent(share: float) -> str:
-    """`"31 %"`, `"0.4 %"`."""
-    return f"{share:.0%}".replace("%", " %") if share >= 0.0995 else f"{100 * share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """`"8.3 ms"`, `"4.2 s"`, `"12 min 3 s"`, `"3 h 05 min"`."""
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
 
 
 def hint(run: Run, ranks: list[dict[str, float]]) -> str | None:

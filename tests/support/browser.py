@@ -167,10 +167,10 @@ class Browser:
 
     def point(self, selector: str, click: bool = False, x: float = 0.5, y: float = 0.5) -> None:
         """Moves the mouse over an element, and perhaps clicks."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.get(f"{element}.scrollIntoView({{block: 'center'}})")
         place = self.get(
-            "(() => { const e = document.querySelector(%s); e.scrollIntoView({block: 'center'}); "
-            "const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })()"
-            % json.dumps(selector)
+            f"(({{x, y, width, height}}) => [x, y, width, height])({element}.getBoundingClientRect())"
         )
         at = {"x": place[0] + x * place[2], "y": place[1] + y * place[3]}
         self.call("Input.dispatchMouseEvent", type="mouseMoved", **at)

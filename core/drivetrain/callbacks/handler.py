@@ -33,6 +33,7 @@ class CallbackHandler:
 
     Attributes:
         listening: for each event the methods that will be called.
+        names: of the callbacks that are plugins, by the object's id.
         hooks: the plugin by which the loop reaches the callbacks.
     """
 
@@ -52,6 +53,7 @@ class CallbackHandler:
         self.train_dataloader: Any = None
         self.eval_dataloader: Any = None
         self.run: Run | None = None
+        self.names: dict[int, str] = {}
         self.listening: dict[str, list[Callable[..., Any]]] = {}
         self.hooks = CallbackAdapter(self)
         for callback in callbacks:
@@ -124,9 +126,9 @@ class CallbackHandler:
                 run=self.run,
                 **kwargs,
             )
-            owner = type(getattr(method, "__self__", method))
-            if owner is not DefaultFlowCallback:
-                timing.leave_plugin(owner.__name__, mark, before)
+            owner = getattr(method, "__self__", method)
+            if type(owner) is not DefaultFlowCallback:
+                timing.leave_plugin(self.names.get(id(owner)) or type(owner).__name__, mark, before)
             if result is not None:
                 control = result
         return control

@@ -48,8 +48,8 @@ def serve(folders: Sequence[Path], port: int) -> None:
         return
     except OSError as error:
         raise ConfigurationError(
-            f"Port {port} of this machine cannot be used: {error.strerror or error}. Choose another by --port, or 0 for "
-            "any that is free."
+            f"Port {port} of this machine cannot be used: {error.strerror or error}. Choose another by --port, or 0 "
+            "for any that is free."
         ) from error
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drivetrain.record import Named, Recorded
-from drivetrain.timing import PARTS, share_of_data
-from drivetrain.timing_told import BOTTLENECK, percent
+from drivetrain.shares import BOTTLENECK, PARTS, percent, share_of_data
 from drivetrain_plugins.report.series import Series, series_of
 from drivetrain_plugins.report.thinning import finite
 
@@ -76,7 +75,9 @@ def _status(run: Recorded) -> dict[str, Any]:
 
 def _summary(run: Recorded, series: dict[str, Series], spent: dict[str, float]) -> dict[str, Any]:
     steps = max((row.get("step", 0) for row in run.logs), default=0)
-    whole = next((row["logs"] for row in reversed(run.logs) if "train_runtime" in row["logs"]), {})
+    whole: dict[str, Any] = next(
+        (row["logs"] for row in reversed(run.logs) if "train_runtime" in row["logs"]), {}
+    )
     seconds = sum(spent.values()) or finite(whole.get("train_runtime"))
     if seconds is None and run.last is not None and run.began is not None:
         seconds = run.last - run.began

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drivetrain.record import Recorded
-from drivetrain.timing import STEPS
+from drivetrain.shares import STEPS
 from drivetrain_plugins.report.thinning import finite, thinned
 
 # Rows of the log hold these about a whole stage, and the page tells them elsewhere.

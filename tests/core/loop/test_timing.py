@@ -19,7 +19,7 @@ from torch import Tensor
 from drivetrain import Trainer, TrainerCallback, device_timing, hookimpl, timing, timing_told
 from drivetrain.callbacks import handler
 from drivetrain.device_timing import EVERY, DeviceTiming
-from drivetrain.timing_told import duration, percent
+from drivetrain.shares import duration, percent
 
 Spend = Callable[[float], None]
 
@@ -151,7 +151,7 @@ def test_every_second_is_in_its_part(tmp_path: Path, spend: Spend) -> None:
     assert run.run.timing.plugins == {
         "Callback": 4 * 0.5 + 4,
         "listener": 4 * 0.25 + 5 * 5,
-        "PrinterCallback": 0,
+        "printer": 0,
     }
     parts = run.run.timing.parts()
     assert parts == {
