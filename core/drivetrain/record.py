@@ -108,7 +108,7 @@ class Named(NamedTuple):
 
 def names_of(runs: Sequence[Recorded]) -> list[Named]:
     """Each run by its folder, and by as many folders above it as it takes to tell them apart."""
-    parts = [run.source.resolve().parent.parts for run in runs]
+    parts = [_folder(run.source.resolve()).parts for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(found[-depth:]) for found in parts]
         if len(set(names)) == len(names):
@@ -116,6 +116,12 @@ def names_of(runs: Sequence[Recorded]) -> list[Named]:
     else:
         names = [f"{found[-1]} #{number}" for number, found in enumerate(parts, 1)]
     return [Named(name, run) for name, run in zip(names, runs, strict=True)]
+
+
+def _folder(source: Path) -> Path:
+    """The run's folder: the state that tells of it may be that of a checkpoint in it."""
+    folder = source.parent
+    return folder.parent if folder.name.startswith("checkpoint-") and source.name == STATE else folder
 
 
 class Reading:

@@ -16,7 +16,7 @@ import drivetrain
 from drivetrain.plugin import hookimpl
 from drivetrain.record import NAME, VERSION
 from drivetrain.run import Run
-from drivetrain.secret import is_secret_name, struck
+from drivetrain.secret import is_secret_name, struck, without_secrets
 from drivetrain_plugins.callback.memory_metrics import resident
 
 logger = logging.getLogger("drivetrain")
@@ -130,9 +130,10 @@ class Record:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                os.write(self._file, b"\n")  # a machine that went down has left half a row
+            if os.lseek(self._file, 0, os.SEEK_END):
+                os.lseek(self._file, -1, os.SEEK_END)
+                if os.read(self._file, 1) != b"\n":
+                    os.write(self._file, b"\n")  # a machine that went down has left half a row
         except OSError as error:
             self._give_up(error)
 
@@ -144,13 +145,17 @@ class Record:
         worded = heard or any(isinstance(value, str) for value in row.get("logs", {}).values())
         rows = [{"kind": "warning", "time": at, "message": text} for at, text in heard]
         rows.append({"kind": kind, "time": time.time(), "step": run.state.global_step, **row})
+        text = json.dumps(rows, default=_plain)
+        if kind != "log" or worded:  # numbers hold no secrets, and to look for some takes ten times as long
+            rows = without_secrets(json.loads(text))
+            lines = "".join(f"{json.dumps(found)}\n" for found in rows)
+        else:
+            lines = f"{text[1:-1]}\n"
         try:
             if self._file is None:  # an evaluation after training
                 self._open()
             if self._file is not None:
-                text = "".join(f"{json.dumps(found, default=_plain)}\n" for found in rows)
-                # Looking for secrets takes ten times as long as the rest, and numbers hold none.
-                os.write(self._file, (text if kind == "log" and not worded else struck(text)).encode())
+                os.write(self._file, lines.encode())
                 if not run.is_training:
                     self._close()
         except OSError as error:

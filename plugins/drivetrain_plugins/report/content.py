@@ -59,7 +59,9 @@ def _run(named: Named) -> dict[str, Any]:
 def _status(run: Recorded) -> dict[str, Any]:
     """In a word, how the run stands, and more where there is more to say."""
     if run.error is not None:
-        return {"word": "failed", "more": run.error["error"]}
+        told = run.error["error"]
+        left = told.startswith(("Preempted", "KeyboardInterrupt"))
+        return {"word": "told to leave" if left else "failed", "more": told}
     if run.end is not None:
         stopped = run.end.get("stopped")
         return {"word": "finished", "more": f"Stopped early: {stopped}" if stopped else ""}

@@ -138,17 +138,19 @@ def test_a_killed_run_is_readable_and_goes_on_in_the_same_file(tmp_path: Path) -
         assert run.end is not None
 
 
-def test_an_error_is_its_last_line(tmp_path: Path) -> None:
+def test_an_error_is_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            raise RuntimeError("no more of password=hunter2hunter2 in https://me:secretsecret@host/")
+            raise RuntimeError('no more of https://me:secretsecret@host/ and "hun\\ter2 hun\\ter2"')
 
+    monkeypatch.setenv("SOME_PASSWORD", "hun\\ter2 hun\\ter2")  # which JSON writes in another way
     with pytest.raises(RuntimeError):
         trainer(tmp_path, max_steps=2, logging_steps=1, callbacks=[Fails]).train()
     last = lines(tmp_path)[-1]
     assert last["kind"] == "error"
     assert last["error"].startswith("RuntimeError: no more")
     assert "secretsecret" not in last["error"]
+    assert "ter2" not in last["error"]
 
 
 def test_a_record_that_cannot_be_written_is_a_warning(
