@@ -114,9 +114,9 @@ class Saving(Trainer):
 
     spend: Spend
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
         self.spend(7.0)
-        super()._save_checkpoint(*args, **kwargs)
+        super().save_model(*args, **kwargs)
 
 
 def made(folder: Path, spend: Spend, **values: Any) -> Trainer:
@@ -186,18 +186,20 @@ def test_accumulation_and_an_overridden_step(tmp_path: Path, spend: Spend) -> No
     assert "forward" not in parts
 
 
-def test_an_evaluation_within_a_callback_is_an_evaluation(tmp_path: Path, spend: Spend) -> None:
+def test_an_evaluation_and_a_checkpoint_of_a_callback_are_what_they_are(tmp_path: Path, spend: Spend) -> None:
     class Evaluating(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             spend(1.0)
             run.evaluate()
+            run._save_checkpoint(run.model, None)
             spend(1.0)
 
-    run = made(tmp_path, spend, evaluation_strategy="no", save_strategy="no", max_steps=1)
+    run = made(tmp_path, spend, evaluation_strategy="no", save_steps=100, max_steps=1)
     run.add_callback(Evaluating)
     run.train()
     assert run.run.timing.plugins["Evaluating"] == 2.0
     assert run.run.timing.parts()["evaluation"] == 3.0
+    assert run.run.timing.parts()["saving"] == 7.0
 
 
 def test_sleep_is_found_where_it_was_slept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
