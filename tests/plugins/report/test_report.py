@@ -80,7 +80,7 @@ def command(*words: Any) -> tuple[int, str]:
 def shown(chromium: browser.Browser, path: Path, plots: int, **window: Any) -> None:
     """Opens a page and waits until all is drawn."""
     chromium.open(path.as_uri(), **window)
-    chromium.wait(f"Number(document.body.dataset.drawn) === {plots}")
+    chromium.wait(f"Number(document.body.dataset.drawn) >= {plots}")
     assert chromium.errors == []
     assert chromium.requests == [path.as_uri()]  # no network
 
@@ -97,9 +97,9 @@ def test_one_run_in_a_browser(
     assert (code, said.split()[0]) == (0, "report.html")
     page, run = tmp_path / "report.html", read(runs[0])
     shown(chromium, page, len(PLOTS))
-    assert (
-        chromium.get("[...document.querySelectorAll('.plots h3')].map((found) => found.textContent)") == PLOTS
-    )
+    titles = chromium.get("[...document.querySelectorAll('.plots h3')].map((found) => found.textContent)")
+    # A run that takes more than a second, as on a machine that is busy, has told its times more than once.
+    assert [title for title in titles if title != "An update's time"] == PLOTS
     # The first screen says how it went.
     first = chromium.get("document.getElementById('told').innerText")
     losses = [row["logs"]["loss"] for row in run.logs if "loss" in row["logs"]]
