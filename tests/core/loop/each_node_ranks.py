@@ -235,7 +235,9 @@ def ddp(base: Path) -> None:
     told = sum(("is one folder for the nodes of ranks 0 and 2, so rank 0 alone" in line) for line in said)
     assert everywhere(told) == [1, 0, 0, 0]
     assert everywhere(shared.models) == [2, 0, 0, 0]
-    assert sorted(path.name for path in (base / "shared").iterdir()) == ["checkpoint-2", "model.safetensors"]
+    assert sorted(path.name for path in (base / "shared").iterdir()) == [
+        *("checkpoint-2", "drivetrain-record.jsonl", "model.safetensors")
+    ]
 
     # A failure on one node is one on all, at the same point; what they have in common is not rotated away.
     for form in (False, True):

@@ -162,6 +162,6 @@ def test_two_hosts(tmp_path: Path, undisturbed: dict[str, torch.Tensor], shared:
     assert (tmp_path / "killed").is_dir()
     assert f"the run goes on from {tmp_path}/run/checkpoint-4" in first
     assert_exact(tmp_path, undisturbed)
-    kept = [sorted(path.name for path in (folder / "run").iterdir()) for folder in folders]
+    kept = [sorted(path.name for path in (folder / "run").glob("checkpoint-*")) for folder in folders]
     assert kept[0] == kept[1]
     assert len(kept[0]) == 2
