@@ -35,8 +35,10 @@ class DeviceTiming:
         if device.type in ("cpu", "xla", "meta"):
             return None
         kind = getattr(torch.get_device_module(device), "Event", None)
+        if kind is None:
+            return None
         try:
-            kind(enable_timing=True)  # type: ignore[misc]  # None, where there are no events
+            kind(enable_timing=True)
         except (TypeError, RuntimeError):
             return None
         return cls(lambda: kind(enable_timing=True))

@@ -46,7 +46,6 @@ class Record:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: int | None = None
         self._told = 0.0  # when times and memory were written last
         self._hearing = Hearing()
 
@@ -121,7 +120,7 @@ class Record:
     @hookimpl
     def on_exception(self, run: Run, error: BaseException) -> None:
         """Writes what ended the run."""
-        if self._file is not None:
+        if self._path is not None:
             self._write(run, "error", error=f"{type(error).__name__}: {error}", **_costs(run))
         self._close()
 
@@ -129,11 +128,11 @@ class Record:
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            if os.lseek(self._file, 0, os.SEEK_END):
-                os.lseek(self._file, -1, os.SEEK_END)
-                if os.read(self._file, 1) != b"\n":
-                    os.write(self._file, b"\n")  # a machine that went down has left half a row
+            with self._path.open("a+b") as file:
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")  # a machine that went down has left half a row
         except OSError as error:
             self._give_up(error)
 
@@ -152,12 +151,8 @@ class Record:
         else:
             lines = f"{text[1:-1]}\n"
         try:
-            if self._file is None:  # an evaluation after training
-                self._open()
-            if self._file is not None:
-                os.write(self._file, lines.encode())
-                if not run.is_training:
-                    self._close()
+            with self._path.open("ab", buffering=0) as file:  # not held open: a file system may be taken away
+                file.write(lines.encode())
         except OSError as error:
             self._give_up(error)
 
@@ -170,9 +165,6 @@ class Record:
 
     def _close(self) -> None:
         logger.removeFilter(self._hearing)
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 def _facts(run: Run) -> dict[str, Any]:
