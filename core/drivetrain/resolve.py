@@ -380,7 +380,7 @@ class Resolver:
         return True
 
     def _check_options(self) -> None:
-        installed = {entry.name: entry.kind for entry in discover.entries()}
+        installed = {entry.name: entry.kind for entry in reversed(discover.entries())}
         for name, source in self.enabled.items():
             self.problems += not_enabled([name], source)
         for name in self.wanted_options:
