@@ -13,6 +13,7 @@ from drivetrain.checkpoint.export import TRAINING_STATE
 from drivetrain.checkpoint.manifest import MANIFEST, FileRecord, check, read_manifest
 from drivetrain.checkpoint.transformers_files import problem_of, written_by_transformers
 from drivetrain.errors import CheckpointError, HubError
+from drivetrain.record import NAME as RECORD
 
 CARD = "README.md"
 WEIGHTS = (
@@ -23,8 +24,9 @@ WEIGHTS = (
 )
 """Weights in the root of a repository: those of an earlier model must not stay beside those of a later one."""
 
-# What is in an output folder and no part of the model: checkpoints, and what hides.
-_NOT_THE_MODEL = ("_*", ".*", "*/.*", "checkpoint-*")
+# What is in an output folder and no part of the model: checkpoints, what hides, and the run's record, which tells of
+# folders and machines.
+_NOT_THE_MODEL = ("_*", ".*", "*/.*", "checkpoint-*", RECORD)
 
 
 def is_model(name: str) -> bool:

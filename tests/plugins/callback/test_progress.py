@@ -116,10 +116,13 @@ def test_a_run_on_a_terminal_that_is_resized(tmp_path: Path) -> None:
     assert re.fullmatch(r"Training   ━+ 12/12 100% +\d:\d\d in all", bars[0])
     after = [line for line in left[left.index(bars[0]) + 1 :] if line != "a worker speaks"]
     assert re.fullmatch(r"loss \d\.\d+ +[▁▂▃▄▅▆▇█]+ +lr \d\.\d+e[+-]\d+  grad norm \d\.\d+", after[0])
-    assert re.fullmatch(r"epoch 1\.00/1 +[\d,.]+ rows/s +host [\d.]+ [MG]iB", after[1])
-    assert re.fullmatch(r"checkpoint 12 +eval_loss \d\.\d+ \(best.*\)", after[2])
+    # Figures that have grown a digit may need another line.
+    rest = " ".join(" ".join(after[1:]).split())
+    assert re.match(
+        r"epoch 1\.00/1 [\d,.]+ rows/s host [\d.]+ [MG]iB checkpoint 12 eval_loss \d\.\d+ \(best", rest
+    )
     # Then where the time went, which may take several lines, and what comes after training.
-    said = [line for line in after[3:] if line.startswith(("epoch 1.00  eval_loss", "test_loss", "the end"))]
+    said = [line for line in after[1:] if line.startswith(("epoch 1.00  eval_loss", "test_loss", "the end"))]
     assert [line.split()[0] for line in said] == ["epoch", "test_loss", "the"], text
 
 
