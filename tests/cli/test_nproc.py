@@ -158,7 +158,9 @@ def test_an_error_on_one_process_shows_its_traceback(acting: Path) -> None:
 def test_a_killed_process_is_named(acting: Path) -> None:
     done = run(act="kill:1")
     assert done.returncode == 128 + signal.SIGKILL
-    assert done.stderr.splitlines() == [
+    # The launcher ends the others by SIGTERM, of which they may hear before they miss the one.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("SIGTERM: ")]
+    assert said == [
         "Error: Another process of this run has ended: rank 1, without a word, as when it is killed or finds no memory.",
         "Rank 1 was ended by SIGKILL (by hand, or for want of memory), and the others with it.",
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from drivetrain.record import NAME as RECORD
 from durability import faults
 from durability.faults import Call, Control
 from durability.order import deletes, unsafe
@@ -61,7 +62,9 @@ def calls(tmp_path_factory: pytest.TempPathFactory, shim: str) -> list[Call]:
     settings = {"save_total_limit": 3, "max_steps": 8}
     first = trained(root, shim, {**settings, "output_dir": "new/below/out"})
     shutil.copytree(root / "work" / "new/below/out/checkpoint-6", root / "work" / "early")
-    return first + trained(root, shim, {**settings, "output_dir": "new/below/out"}, resume="early")
+    again = trained(root, shim, {**settings, "output_dir": "new/below/out"}, resume="early")
+    # The record of a run is not promised: it is written as a log is.
+    return [call for call in first + again if os.path.basename(call.path) != RECORD]
 
 
 def test_nothing_has_a_name_that_is_not_on_the_disk(calls: list[Call]) -> None:

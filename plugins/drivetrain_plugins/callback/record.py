@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import drivetrain
+from drivetrain.checkpoint.files import make_folder
 from drivetrain.plugin import hookimpl
 from drivetrain.record import NAME, VERSION
 from drivetrain.run import Run
@@ -127,7 +128,7 @@ class Record:
     def _open(self) -> None:
         assert self._path is not None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(str(self._path.parent))  # as a checkpoint would, which finds it there
             with self._path.open("a+b") as file:
                 if file.seek(0, os.SEEK_END):
                     file.seek(-1, os.SEEK_END)
