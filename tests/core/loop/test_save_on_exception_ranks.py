@@ -31,7 +31,7 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("strategy", "why"),
     [

@@ -94,7 +94,8 @@ if __name__ == "__main__":
         disable_tqdm=True,
         dataloader_num_workers=0 if WAITS else 1,
     )
-    patient = LoggerOptions(close_timeout=120.0, open_timeout=120.0 if WAITS else 0.0)
+    # The end of train() waits that long as well, for rows that this logger writes afterwards.
+    patient = LoggerOptions(close_timeout=120.0 if WAITS else 12.0, open_timeout=120.0 if WAITS else 0.0)
     loggers: list[Logger] = [AtTheEnd(patient)]
     if not WAITS:
         loggers.append(Never(LoggerOptions(close_timeout=2.0)))
