@@ -404,7 +404,7 @@ def test_an_error_gives_the_terminal_back(tmp_path: Path) -> None:
     stopped = (
         r"\nTraining   [━╸]+ 2/4  50%   \d:\d\d in all"
         r"\nloss 0\.\d{4}  lr 2\.50e-05  grad norm \d\.\d{4}"
-        r"\nepoch 0\.50/1  [\d,.]+ rows/s  host \d+ MiB\n"
+        r"\nepoch 0\.50/1  [\d,.]+ rows/s  host [\d.]+ [MG]iB\n"
     )
     finished = r"\nTraining   ━+ 4/4 100%   \d:\d\d in all\nloss .*\nepoch 1.00/1 .*\n"
     row = r"step \d/4 .*\n"
