@@ -37,11 +37,11 @@ logger = logging.getLogger("drivetrain")
 PREFIX = "checkpoint"
 
 
-def run_folder(trainer: Trainer) -> str:
+def run_folder(of: Trainer | Run) -> str:
     """The folder of the run: the output folder, or one for each trial of a search."""
-    if trainer.state.is_hyper_param_search and trainer.state.trial_name:
-        return os.path.join(trainer.args.output_dir, trainer.state.trial_name)
-    return trainer.args.output_dir
+    if of.state.is_hyper_param_search and of.state.trial_name:
+        return os.path.join(of.args.output_dir, of.state.trial_name)
+    return str(of.args.output_dir)
 
 
 def place_of(trainer: Trainer, step: int) -> str:

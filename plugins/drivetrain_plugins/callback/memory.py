@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
+
+from drivetrain_plugins.callback.memory_metrics import resident
 
 
 def host_memory() -> int | None:
     """Bytes of this process that are in main memory; None where the system does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        import psutil  # has a way on the other systems; not required
-    except ImportError:
+        return resident()
+    except ImportError:  # of psutil, which has a way on the other systems and is not required
         return None
-    resident: int = psutil.Process().memory_info().rss
-    return resident
 
 
 def device_memory(device: torch.device) -> tuple[int, int | None] | None:

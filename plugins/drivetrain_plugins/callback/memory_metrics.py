@@ -57,7 +57,11 @@ class HostMemory:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Bytes of this process that are in memory.
+
+    Raises:
+        ImportError: neither Linux nor psutil is there to tell.
+    """
     if _STATUS.exists():
         return _of_status("VmRSS")
     import psutil

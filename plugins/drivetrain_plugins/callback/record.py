@@ -17,8 +17,9 @@ from drivetrain.checkpoint.files import make_folder
 from drivetrain.plugin import hookimpl
 from drivetrain.record import NAME, VERSION
 from drivetrain.run import Run
+from drivetrain.saving import run_folder
 from drivetrain.secret import is_secret_name, struck, without_secrets
-from drivetrain_plugins.callback.memory_metrics import resident
+from drivetrain_plugins.callback.memory import host_memory
 
 logger = logging.getLogger("drivetrain")
 
@@ -63,10 +64,7 @@ class Record:
         """Writes what the run is made of."""
         if not run.is_main_process:
             return
-        folder = Path(run.args.output_dir)
-        if run.state.is_hyper_param_search and run.state.trial_name:
-            folder /= run.state.trial_name
-        self._path, self._told = folder / NAME, 0.0
+        self._path, self._told = Path(run_folder(run), NAME), 0.0
         self._open()
         self._write(run, "begin", **_facts(run))
 
@@ -208,7 +206,8 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _costs(run: Run) -> dict[str, Any]:
     """Seconds by part and by plugin since the run began, and the memory in use."""
-    memory = {"host": resident()}
+    host = host_memory()
+    memory = {} if host is None else {"host": host}
     if run.device.type not in ("cpu", "meta"):
         device = torch.get_device_module(run.device)
         if hasattr(device, "max_memory_allocated"):

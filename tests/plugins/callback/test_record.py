@@ -207,3 +207,16 @@ def test_runs_of_transformers_and_none(tmp_path: Path) -> None:
     (tmp_path / "empty" / "trainer_state.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read(tmp_path / "empty" / "trainer_state.json")
+
+
+def test_where_nobody_tells_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system that is not Linux, without psutil."""
+    from drivetrain_plugins.callback import memory_metrics
+
+    monkeypatch.setattr(memory_metrics, "_STATUS", tmp_path / "not there")
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    trainer(tmp_path / "out", max_steps=2, logging_steps=1).train()
+    run = read(tmp_path / "out")
+    assert steps(run) == [1, 2]
+    assert run.end is not None
+    assert run.end["memory"] == {}
