@@ -93,15 +93,23 @@ class NeptuneOptions(LoggerOptions):
 
 @dataclass(frozen=True)
 class FlyteOptions(LoggerOptions):
-    """Of `flyte`.
+    """Of `flyte`, which works in the main thread.
 
     Attributes:
-        queue_size: as for every logger.
-        open_timeout: as for every logger.
-        close_timeout: as for every logger.
+        queue_size: not for this logger, which has no queue.
+        open_timeout: not for this logger, which the run waits for.
+        close_timeout: not for this logger, which the run waits for.
         save_log_history: whether the log is shown as a deck.
         sync_checkpoints: whether Flyte keeps the checkpoints.
     """
 
     save_log_history: bool = True
     sync_checkpoints: bool = True
+
+    def __post_init__(self) -> None:
+        usual = LoggerOptions()
+        for name in ("queue_size", "open_timeout", "close_timeout"):
+            if getattr(self, name) != getattr(usual, name):
+                raise ValueError(
+                    f"{name} has no effect here, since it works in the main thread: leave it out"
+                )

@@ -18,7 +18,7 @@ from drivetrain.reporting import all_loggers
 from drivetrain.requirements import missing
 from drivetrain.resolve import resolve
 from drivetrain_plugins.logger.base import Logger
-from drivetrain_plugins.logger.options import LoggerOptions
+from drivetrain_plugins.logger.options import FlyteOptions, LoggerOptions
 
 OURS = (*DOCUMENTED["logger"], "csv", "jsonl", "swanlab", "trackio")
 ABSENT = [name for name in OURS if missing(discover.load_info("logger", name))]
@@ -70,3 +70,9 @@ def test_dagshub_that_has_no_address_is_refused_and_left_out_of_all(monkeypatch:
     assert probe is not None
     told = probe(TrainingArguments("out", report_to="none"))
     assert told == "The logger 'dagshub' needs MLFLOW_TRACKING_URI, which dagshub.init() sets: call it first."
+
+
+@pytest.mark.parametrize("option", ["queue_size", "open_timeout", "close_timeout"])
+def test_flyte_has_no_queue_and_says_so(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} has no effect here, since it works in the main thread"):
+        FlyteOptions(**{option: 5})
