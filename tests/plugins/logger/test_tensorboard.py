@@ -10,24 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.logged import TOKEN, Net
 from torch import nn
 
 from drivetrain import Trainer, TrainerCallback, TrainingArguments, hookimpl
 
 pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-TOKEN = "hf_a-token-that-must-not-be-written"
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 2)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.layer(x)
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
 def trainer(folder: Path, model: nn.Module | None = None, callbacks: Any = (), **arguments: Any) -> Trainer:

@@ -11,25 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from support.logged import TOKEN, Net
 
 from drivetrain import Trainer, TrainingArguments
 
 wandb = pytest.importorskip("wandb", reason="the extra 'wandb' is not installed")
 
-TOKEN = "hf_a-token-that-must-not-be-written"
-
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 2)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.layer(x)
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
 def end() -> None:
