@@ -123,7 +123,7 @@ class Pushing:
         run, args, strategy = self.trainer.run, self.trainer.args, self._strategy()
         if not run.is_main_process or strategy == "end":
             return
-        step = os.path.basename(checkpoint).rpartition("-")[2]
+        step = _step_of(checkpoint)
         by_epochs = args.save_strategy == "epoch"
         message = f"Training in progress, {f'epoch {_epoch_of(checkpoint)}' if by_epochs else f'step {step}'}"
         if not args.hub_always_push and not self.uploads.is_done():
@@ -203,15 +203,14 @@ class Pushing:
         own = Path(self.trainer.args.output_dir, CARD)
         if CARD not in parcel.files:
             parcel.add(str(own) if _is_own(own) else self.write_card(parcel.folder))
-        step = os.path.basename(checkpoint).rpartition("-")[2]
-        command = f"--checkpoint {step}"
+        step = _step_of(checkpoint)
         self.uploads.put(
             Job(
                 f"the model of step {step}",
                 MODEL,
                 message,
                 parcel,
-                command,
+                f"--checkpoint {step}",
                 replaces=WEIGHTS,
                 source=checkpoint,
             )
@@ -220,7 +219,7 @@ class Pushing:
     def _put_checkpoint(self, checkpoint: str, message: str) -> None:
         name = os.path.basename(checkpoint)
         path = LAST if self._strategy() == "checkpoint" else name
-        command = f"--checkpoint {name.rpartition('-')[2]} --with-state"
+        command = f"--checkpoint {_step_of(checkpoint)} --with-state"
         self.uploads.put(
             Job(name, path, message, of_checkpoint(checkpoint), command, path, ("*",), checkpoint)
         )
@@ -273,6 +272,11 @@ class Pushing:
 
     def _strategy(self) -> str:
         return str(getattr(self.trainer.args.hub_strategy, "value", self.trainer.args.hub_strategy))
+
+
+def _step_of(checkpoint: str) -> str:
+    """What a checkpoint's name ends with: a script may have one that is no number."""
+    return os.path.basename(checkpoint).rpartition("-")[2]
 
 
 def _epoch_of(checkpoint: str) -> int:
