@@ -207,7 +207,7 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="Show the page in a browser on this machine, and follow the runs.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Of --serve; 0 for any that is free.")] = 6070,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 for any that is free.")] = 6070,
     traceback: Traceback = False,
 ) -> None:
     """Make a page of one run or several: how each went, and in what they differ."""

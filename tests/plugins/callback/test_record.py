@@ -220,3 +220,11 @@ def test_where_nobody_tells_of_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert steps(run) == [1, 2]
     assert run.end is not None
     assert run.end["memory"] == {}
+
+
+def test_switched_off_there_is_none_and_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tmp_path, record=False, max_steps=2).train()
+    assert not (tmp_path / NAME).exists()
+    assert "record" not in caplog.text

@@ -277,6 +277,7 @@ def test_one_sentence_says_what_is_wrong(
         ((tmp_path / "none",), "There is no run to report in"),
         ((runs[0], "-o", tmp_path / "page.pdf"), "Unknown report 'pdf'. Installed: csv, html, png."),
         ((runs[0], "-o", tmp_path / "file" / "page.html"), "cannot be written"),
+        ((runs[0], "--serve", "--port", "99999"), "Invalid value for '--port'"),
         ((runs[0], "--serve", "--png"), "--serve shows the page and writes no file"),
     ):
         code, said = command(*words)
