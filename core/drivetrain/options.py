@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -54,6 +55,41 @@ def fill_options(base: T, values: Mapping[str, Any] | None, subject: str) -> T:
         return dataclasses.replace(base, **changes)  # type: ignore[type-var]
     except ValueError as error:  # a __post_init__ that checks ranges
         raise ConfigurationError(f"{subject}: {error}") from error
+
+
+def checked(values: Mapping[str, Any], options: type[Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values as their fields' types, where these are numbers, texts, truths or None; others are as they were.
+
+    Args:
+        values: by the names of fields.
+        options: the dataclass.
+
+    Returns:
+        the values, and what is wrong with them: "option 'path' must be text or None, not 3".
+    """
+    try:
+        hints = get_type_hints(options)
+    except (NameError, TypeError):  # of names that are there for a type checker alone
+        return dict(values), []
+    found, problems = dict(values), []
+    for name, value in values.items():
+        hint = hints.get(name, Any)
+        plain = _plain_types(hint)
+        if not plain or (str in plain and isinstance(value, (str, os.PathLike))):
+            continue
+        try:
+            if isinstance(value, str):  # of a program, where a command line would have text alone
+                raise TypeError(value)
+            found[name] = convert(value, hint)
+        except (TypeError, ValueError):
+            problems.append(f"option {name!r} must be {describe(hint)}, not {value!r}")
+    return found, problems
+
+
+def _plain_types(hint: Any) -> tuple[Any, ...]:
+    """The types of a hint that is made of nothing else than the plain ones; else none."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return parts if all(part in (bool, int, float, str, type(None)) for part in parts) else ()
 
 
 def _unknown(name: str, fields: Mapping[str, Any], subject: str) -> str:

@@ -15,6 +15,7 @@ from drivetrain import discover
 from drivetrain.arguments.enums import DOCUMENTED
 from drivetrain.binding import Events, new_manager, trace
 from drivetrain.errors import ConfigurationError, PluginError, did_you_mean
+from drivetrain.options import checked
 from drivetrain.plugin import AT_MOST_ONE, SLOTS, Claim, Kind, Place, PluginInfo, Weight, import_string
 from drivetrain.reporting import all_loggers
 from drivetrain.requirements import missing, needs
@@ -372,6 +373,10 @@ class Resolver:
                 f"It has: {', '.join(known) or 'none'}."
             )
             return False
+        values, wrong = checked(values, options)
+        if wrong:
+            self.problems += [f"The options of {info.kind} {info.name!r} are wrong: {why}." for why in wrong]
+            return False
         try:
             active.options = options(**values)
         except (TypeError, ValueError) as error:
@@ -421,7 +426,9 @@ class Resolver:
                 if name and part in active_keys:
                     break
             else:
-                self.plan.inert.append(self._inert(shown, owner))
+                # What is on by itself and is switched off: that its plugin is not active is the very effect.
+                if not (found.default is True and getattr(self.args, found.name) is False):
+                    self.plan.inert.append(self._inert(shown, owner))
 
     def _inert(self, shown: str, owner: str) -> str:
         kind, _, name = owner.partition(":")

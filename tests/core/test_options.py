@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from drivetrain.errors import ConfigurationError
-from drivetrain.options import convert, describe, fill_options
+from drivetrain.options import checked, convert, describe, fill_options
 
 
 @dataclass(frozen=True)
@@ -106,3 +107,20 @@ def test_anything_else_by_its_class():
     assert convert(b"x", bytes) == b"x"
     with pytest.raises(TypeError):
         convert(1, bytes)
+
+
+def test_values_of_plain_types_are_checked_and_others_left_alone() -> None:
+    @dataclass(frozen=True)
+    class Given:
+        rate: float = 0.1
+        count: int | None = None
+        where: str | None = None
+        table: dict[str, int] | None = None
+
+    found, wrong = checked({"rate": 1, "count": 3.0, "where": Path("x"), "table": 7}, Given)
+    assert (found, wrong) == ({"rate": 1.0, "count": 3, "where": Path("x"), "table": 7}, [])
+    assert checked({"rate": "0.5", "count": True, "where": 3}, Given)[1] == [
+        "option 'rate' must be a number, not '0.5'",
+        "option 'count' must be a whole number or None, not True",
+        "option 'where' must be text or None, not 3",
+    ]
