@@ -25,6 +25,7 @@ INDEX = "model.safetensors.index.json"
 EXACT = "weights.safetensors"
 """The whole state_dict, where what the model's own `save_pretrained` writes is not all of it as it is."""
 EXTRA_STATE = "model_extra"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 
@@ -57,6 +58,9 @@ def write_model(
 ) -> dict[str, FileRecord]:
     """Saves a model, by its own `save_pretrained` where it has one, and its tokenizer.
 
+    Weights of an earlier save in the folder are taken away first: one file where there are shards now would be read
+    in their place.
+
     Args:
         model: the bare model.
         folder: made where it is not there.
@@ -68,6 +72,7 @@ def write_model(
         Size and checksum of the files that were hashed on their way.
     """
     os.makedirs(folder, exist_ok=True)
+    _remove_weights(folder)
     save_pretrained = getattr(model, "save_pretrained", None)
     records: dict[str, FileRecord] = {}
     if callable(save_pretrained):
@@ -81,6 +86,14 @@ def write_model(
     if callable(save_processing):
         save_processing(folder)
     return records
+
+
+def _remove_weights(folder: str) -> None:
+    """Unlinks what a save may have written; whoever has the old files mapped or linked keeps them."""
+    extra = (EXTRA_STATE + ".json", EXTRA_STATE + ".safetensors")
+    for name in os.listdir(folder):
+        if name in (WEIGHTS, INDEX, EXACT, *extra) or _SHARD.fullmatch(name):
+            os.remove(os.path.join(folder, name))
 
 
 def write_weights(

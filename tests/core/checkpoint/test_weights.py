@@ -103,6 +103,23 @@ def test_large_weights_are_sharded_with_an_index(tmp_path: Path) -> None:
         load_weights(other, str(tmp_path))
 
 
+@pytest.mark.parametrize(("before", "after"), [("5GB", "2KB"), ("2KB", "5GB"), ("1200B", "3KB")])
+def test_a_save_over_another_leaves_nothing_of_it(tmp_path: Path, before: str, after: str) -> None:
+    """One file where there are shards now would be read in their place: old weights, and nobody would know."""
+    layers = [torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(4)]) for _ in range(3)]
+    old, new, read = layers
+    write_model(old, str(tmp_path), max_shard_size=before)
+    (tmp_path / "model-notes.safetensors.txt").write_text("mine")
+    (tmp_path / "model_extra.json").write_text('{"gone": 1}')
+    write_model(new, str(tmp_path), max_shard_size=after)
+    load_weights(read, str(tmp_path))
+    assert equal(new, read)
+    (tmp_path / "model-notes.safetensors.txt").unlink()  # what is nobody's weights stays
+    fresh = tmp_path / "fresh"
+    write_model(new, str(fresh), max_shard_size=after)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(os.listdir(fresh))
+
+
 def test_what_is_no_safetensors_tensor_is_kept_too(tmp_path: Path) -> None:
     class WithExtra(torch.nn.Module):
         def __init__(self) -> None:
