@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from drivetrain.errors import ConfigurationError, did_you_mean
 
@@ -31,7 +32,7 @@ def fill_options(base: T, values: Mapping[str, Any] | None, subject: str) -> T:
     if not values:
         return base
     fields = {field.name: field for field in dataclasses.fields(base)}  # type: ignore[arg-type]
-    hints = get_type_hints(type(base))
+    hints = _hints(cast(Any, type(base)))
     problems: list[str] = []
     changes: dict[str, Any] = {}
     for name, value in values.items():
@@ -68,7 +69,7 @@ def checked(values: Mapping[str, Any], options: type[Any]) -> tuple[dict[str, An
         the values, and what is wrong with them: "option 'path' must be text or None, not 3".
     """
     try:
-        hints = get_type_hints(options)
+        hints = _hints(cast(Any, options))
     except (NameError, TypeError):  # of names that are there for a type checker alone
         return dict(values), []
     found, problems = dict(values), []
@@ -84,6 +85,11 @@ def checked(values: Mapping[str, Any], options: type[Any]) -> tuple[dict[str, An
         except (TypeError, ValueError):
             problems.append(f"option {name!r} must be {describe(hint)}, not {value!r}")
     return found, problems
+
+
+@functools.cache  # a run that reads a checkpoint compiles nothing, not even an annotation once more
+def _hints(options: Any) -> Mapping[str, Any]:
+    return get_type_hints(options)
 
 
 def _plain_types(hint: Any) -> tuple[Any, ...]:

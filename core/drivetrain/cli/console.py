@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,10 @@ def clean_errors(function: Function) -> Function:
                 raise
             from drivetrain import peers
 
+            if LEFT in os.environ:
+                # The launcher ends the others when the first has ended: one that was ended after it had spoken would
+                # count as one that never spoke, and another would be heard with the same words.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             peers.failed(error)
             complain(error)
             raise typer.Exit(EXIT_CODES.get(type(error), EXIT_CODES[DrivetrainError])) from error
