@@ -32,8 +32,9 @@ REFERENCE = (
     "scikit-learn",
 )
 
-# One thread: the tests' tensors are too small for more.
-QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# One thread: the tests' tensors are too small for more. And byte code is kept, wherever the machine would not keep it:
+# hundreds of tests start processes, and each would compile drivetrain anew.
+QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": ""}
 
 # A file of tests goes to one process, which makes what its tests have in common once. More processes than these would
 # have more memory than time: each loads torch, and many tests start processes of their own.
