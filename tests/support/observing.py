@@ -126,7 +126,7 @@ def observe(scene: Callable[[Seen, Path], None], folder: Path, operations: bool 
         found.weights = {name: _digest(tensor) for name, tensor in state.items()}
         found.log = _without_clock(seen.trainer.state.log_history)
     found.results = _plain(seen.results)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
     found.files = {_name(path.relative_to(folder)): _content(path) for path in paths}
     return found
 
