@@ -97,8 +97,11 @@ def test_a_run_has_one_display_with_a_table(executed: Any) -> None:
     (plain,) = (output["data"]["text/plain"] for output in outputs if output.output_type == "display_data")
     assert re.fullmatch(r"Training 12/12 .*in all\nloss .*\n.* rows/s .*\neval_loss .*\n", plain + "\n")
     # What the cell printed is where it was printed.
-    (said,) = (output for output in outputs if output.output_type == "stream")
-    assert said.text == "a script speaks\n"
+    said = [output for output in outputs if output.output_type == "stream"]
+    assert {output.name for output in said} == {"stdout"}
+    first, *rest = "".join(output.text for output in said).splitlines()
+    assert first == "a script speaks"
+    assert [line.split(":")[0] for line in rest] == ["Time", "Spent on", "Plugins"]
 
 
 def test_it_moved_while_it_ran(executed: Any) -> None:
