@@ -22,18 +22,20 @@ def zero(stage: int, inside: dict[str, Any] | None = None, **beside: Any) -> dic
     return {"deepspeed": {"zero_optimization": {"stage": stage, **(inside or {})}, **beside}}
 
 
-def launch(folder: Path, processes: int, scenarios: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Runs the scenarios in one launch; of each, what every rank saved."""
+def launch(
+    folder: Path, processes: int, scenarios: list[dict[str, Any]], timeout: int = 280
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs the scenarios in one launch of at most so many seconds; of each, what every rank saved."""
     folder.mkdir(exist_ok=True)
     file = folder / f"scenarios-{processes}-{scenarios[0]['name']}.json"
     file.write_text(json.dumps(scenarios))
     if processes > 1:
-        torchrun(SCRIPT, str(folder), str(file), processes=processes, timeout=280)
+        torchrun(SCRIPT, str(folder), str(file), processes=processes, timeout=timeout)
     else:
         alone = {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, str(SCRIPT), str(folder), str(file)],
-            capture_output=True, text=True, timeout=280, env={**os.environ, **alone}, check=False,
+            capture_output=True, text=True, timeout=timeout, env={**os.environ, **alone}, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-5000:]
     return {

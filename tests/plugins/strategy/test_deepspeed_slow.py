@@ -147,6 +147,7 @@ def test_a_rank_that_fails_takes_the_others_down(folder: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)  # the compiler alone takes minutes, on a busy machine many
 def test_operators_that_are_compiled(folder: Path, alone: dict[str, Any]) -> None:
     """DeepSpeed's own Adams, on the host and fused; what they write, torch's AdamW goes on with, and the reverse."""
     cpu, fused = {"optimizer": adamw()}, {"optimizer": adamw()}
@@ -154,7 +155,7 @@ def test_operators_that_are_compiled(folder: Path, alone: dict[str, Any]) -> Non
         {"name": "compile-cpu", "rows": 24, "settings": zero(2, OFFLOAD, **cpu)},
         {"name": "compile-fused", "rows": 24, "settings": zero(2, **fused)},
     ]
-    launch(folder, 1, one)  # by one process, so that two do not wait for each other's compiler
+    launch(folder, 1, one, timeout=1200)  # by one process, so that two do not wait for each other's compiler
     base = str(folder / "base" / "checkpoint-4")
     scenarios = [
         {"name": f"{name}-{stage}", "settings": {**settings, **EPOCHS}}
