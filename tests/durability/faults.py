@@ -79,9 +79,11 @@ class Control:
         assert used <= _SIZE, "the list of calls is longer than the file has room for"
         text = self._map[_HEAD.size : _HEAD.size + used].decode()
         found = []
-        for line in text.splitlines():
-            number, name, path, second, count = line.split("\t")
-            found.append(Call(int(number), name, path, second, int(count)))
+        for line in text.replace("\0", "").splitlines():
+            parts = line.split("\t")
+            if len(parts) == 5:  # else of a thread that was killed, by another's call, before it had written its line
+                number, name, path, second, count = parts
+                found.append(Call(int(number), name, path, second, int(count)))
         return sorted(found, key=lambda call: call.number)
 
     def attach(self) -> None:
