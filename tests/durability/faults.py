@@ -81,9 +81,8 @@ class Control:
         found = []
         for line in text.replace("\0", "").splitlines():
             parts = line.split("\t")
-            if (
-                len(parts) == 5
-            ):  # else of a thread that was killed, by another's call, before it had written its line
+            # Others are of a thread that was killed, by another's call, before it had written its line.
+            if len(parts) == 5:
                 number, name, path, second, count = parts
                 found.append(Call(int(number), name, path, second, int(count)))
         return sorted(found, key=lambda call: call.number)
