@@ -17,6 +17,7 @@ from drivetrain.base import TrainerBase
 from drivetrain.checkpoint import read_weights, rotate
 from drivetrain.checkpoint.rotation import checkpoints
 from drivetrain.errors import ConfigurationError
+from drivetrain.saving import run_folder
 
 if TYPE_CHECKING:
     from drivetrain.accelerator import Accelerator
@@ -154,9 +155,7 @@ class InnerNames(TrainerBase):
 
     def _get_output_dir(self, trial: Any = None) -> str:
         """Where checkpoints go: the output folder, or the trial's inside it."""
-        if self.state.is_hyper_param_search and self.state.trial_name:
-            return os.path.join(self.args.output_dir, self.state.trial_name)
-        return self.args.output_dir
+        return run_folder(self.run)
 
     def _sorted_checkpoints(
         self, output_dir: str | None = None, checkpoint_prefix: str = "checkpoint", use_mtime: bool = False

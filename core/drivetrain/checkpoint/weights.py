@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -25,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 EXACT = "weights.safetensors"
 """The whole state_dict, where what the model's own `save_pretrained` writes is not all of it as it is."""
 EXTRA_STATE = "model_extra"
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_EXTRA_FILES = (EXTRA_STATE + ".json", EXTRA_STATE + ".safetensors")
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 
@@ -58,8 +59,8 @@ def write_model(
 ) -> dict[str, FileRecord]:
     """Saves a model, by its own `save_pretrained` where it has one, and its tokenizer.
 
-    Weights of an earlier save in the folder are taken away first: one file where there are shards now would be read
-    in their place.
+    Weights of an earlier save in the folder that the new ones do not replace are taken away: one file where there are
+    shards now would be read in their place.
 
     Args:
         model: the bare model.
@@ -72,7 +73,7 @@ def write_model(
         Size and checksum of the files that were hashed on their way.
     """
     os.makedirs(folder, exist_ok=True)
-    _remove_weights(folder)
+    before = _weights_there(folder)
     save_pretrained = getattr(model, "save_pretrained", None)
     records: dict[str, FileRecord] = {}
     if callable(save_pretrained):
@@ -82,17 +83,35 @@ def write_model(
         save_pretrained(folder, **_accepted(save_pretrained, options))
     else:
         records = write_weights(folder, model.state_dict() if weights is None else weights, max_shard_size)
+    if before:
+        _remove_older(folder, before)
     save_processing = getattr(processing_class, "save_pretrained", None)
     if callable(save_processing):
         save_processing(folder)
     return records
 
 
-def _remove_weights(folder: str) -> None:
-    """Unlinks what a save may have written; whoever has the old files mapped or linked keeps them."""
-    extra = (EXTRA_STATE + ".json", EXTRA_STATE + ".safetensors")
-    for name in os.listdir(folder):
-        if name in (WEIGHTS, INDEX, EXACT, *extra) or _SHARD.fullmatch(name):
+def _weights_there(folder: str) -> dict[str, set[str]]:
+    """The files of the weights in a folder, by that which leads to them: itself, or an index."""
+    there: dict[str, set[str]] = {}
+    if os.path.exists(os.path.join(folder, WEIGHTS)):
+        there[WEIGHTS] = {WEIGHTS}
+    if os.path.exists(index := os.path.join(folder, INDEX)):
+        there[INDEX] = {INDEX}
+        with contextlib.suppress(CheckpointError):  # a broken one leads to nothing
+            there[INDEX].update(_names_of_index(index))
+    return there
+
+
+def _remove_older(folder: str, before: Mapping[str, set[str]]) -> None:
+    """Removes what led to weights before a save and does not after it.
+
+    A save writes one file or an index with its shards, or neither, as that of an adapter, whose base may lie beside it.
+    """
+    now = _weights_there(folder)
+    current = set().union(*(now[name] for name in now.keys() - before.keys() or now))
+    for name in set().union(*before.values()) - current:
+        with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(folder, name))
 
 
@@ -293,8 +312,7 @@ def read_checked_weights(folder: str, *, as_saved: bool = False) -> dict[str, An
             sealed = read_manifest(folder)
             paths = weight_files(folder, sealed, as_saved=as_saved)
             names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
-            extra = (EXTRA_STATE + ".json", EXTRA_STATE + ".safetensors")
-            for name in (*names, *(name for name in extra if name in sealed)):
+            for name in (*names, *(name for name in _EXTRA_FILES if name in sealed)):
                 reason = check(folder, name, sealed[name])
                 if reason is not None:
                     raise CheckpointError(reason)
@@ -373,7 +391,10 @@ def _shards(
 
 
 def write_other(folder: str, other: Mapping[str, Any]) -> dict[str, FileRecord]:
-    """Writes what of a state_dict is not a tensor (`get_extra_state`) to `model_extra.json`."""
+    """Writes what of a state_dict is not a tensor (`get_extra_state`) to `model_extra.json`; an earlier one goes."""
+    for name in _EXTRA_FILES:
+        if os.path.exists(path := os.path.join(folder, name)):
+            os.remove(path)
     if not other:
         return {}
     found: dict[str, torch.Tensor] = {}

@@ -98,17 +98,15 @@ def _settle(seconds: float) -> None:
         return
     end, rested = time.monotonic() + seconds, 0
     while rested < 2 and time.monotonic() < end:
-        rested = rested + 1 if not _at_work() else 0
+        rested = 0 if _at_work() else rested + 1
         time.sleep(0.001)  # the lock is free meanwhile
 
 
-def _at_work() -> list[str]:
-    """Which of gloo's threads are not asleep; none where the system does not tell."""
-    found = []
+def _at_work() -> bool:
+    """Whether one of gloo's threads is not asleep; not where the system does not tell."""
     for stat in Path("/proc/self/task").glob("*/stat"):
         with contextlib.suppress(OSError):  # it has ended
-            _, _, rest = stat.read_text().partition("(")
-            name, _, rest = rest.rpartition(")")
-            if _RUN_LOOP in name and not rest.strip().startswith("S"):
-                found.append(name)
-    return found
+            name, _, rest = stat.read_text().rpartition(")")
+            if _RUN_LOOP in name and not rest.startswith(" S"):
+                return True
+    return False

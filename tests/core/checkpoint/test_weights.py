@@ -120,6 +120,39 @@ def test_a_save_over_another_leaves_nothing_of_it(tmp_path: Path, before: str, a
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(os.listdir(fresh))
 
 
+class Foreign(torch.nn.Linear):
+    """Writes itself, as models of other libraries do."""
+
+    def save_pretrained(self, folder: str, max_shard_size: str = "5GB") -> None:
+        write_weights(folder, self.state_dict(), max_shard_size)
+
+
+def test_a_save_of_another_library_over_another_leaves_nothing_of_it_either(tmp_path: Path) -> None:
+    old, new = Foreign(16, 16), Foreign(16, 16)
+    write_model(old, str(tmp_path))
+    write_model(new, str(tmp_path), max_shard_size="1030B")
+    assert all(
+        torch.equal(value, new.state_dict()[name]) for name, value in read_weights(str(tmp_path)).items()
+    )
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("size", ["5GB", "2KB"])
+def test_an_adapter_leaves_its_base_where_it_lies(tmp_path: Path, size: str) -> None:
+    class Adapter(torch.nn.Linear):
+        def save_pretrained(self, folder: str) -> None:
+            safetensors.torch.save_file(self.state_dict(), os.path.join(folder, "adapter_model.safetensors"))
+
+    base = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(4)])
+    write_model(base, str(tmp_path), max_shard_size=size)
+    there = set(os.listdir(tmp_path))
+    write_model(Adapter(2, 2), str(tmp_path))
+    assert set(os.listdir(tmp_path)) == there | {"adapter_model.safetensors"}
+    read = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(4)])
+    load_weights(read, str(tmp_path))
+    assert equal(base, read)
+
+
 def test_what_is_no_safetensors_tensor_is_kept_too(tmp_path: Path) -> None:
     class WithExtra(torch.nn.Module):
         def __init__(self) -> None:
