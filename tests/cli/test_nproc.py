@@ -17,6 +17,8 @@ import pytest
 import torch
 from support.by_hand import environment
 
+from drivetrain.cli.again import LEFT
+
 Edit = Callable[[str, str], None]
 Command = Callable[..., Any]
 
@@ -142,6 +144,38 @@ def test_a_mistake_is_said_once(project: Path) -> None:
     assert lines == [
         "Error: Unknown option '--learnin-rate'. Did you mean '--learning-rate'? `drivetrain args` lists them all."
     ]
+
+
+SPEAKS = """
+import os, signal
+from drivetrain import peers
+from drivetrain.cli.console import clean_errors
+from drivetrain.errors import DrivetrainError
+
+peers.connect(lambda reason: os.kill(os.getpid(), signal.SIGTERM), None)  # the launcher, who has heard of it
+
+@clean_errors
+def command():
+    raise DrivetrainError("my mistake")
+
+try:
+    command()
+except BaseException as error:  # typer's
+    raise SystemExit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("started", "ended"), [({LEFT: "here"}, 2), ({}, -signal.SIGTERM)])
+def test_a_process_that_the_launcher_ends_has_its_last_word(
+    tmp_path: Path, started: dict[str, str], ended: int
+) -> None:
+    """Else the launcher would let another say it again."""
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAKS],
+        capture_output=True, text=True, timeout=200, check=False, env=environment(**started), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == ended
+    assert done.stderr.count("Error: my mistake") == (ended == 2)
 
 
 @pytest.mark.slow

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import sys
 import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from drivetrain import peers
+from drivetrain_plugins import gloo
 from drivetrain_plugins.launcher.meeting import ranks
 from drivetrain_plugins.launcher.news import News
 
@@ -24,9 +22,6 @@ logger = logging.getLogger("drivetrain")
 FAREWELL = 30.0
 # NCCL may wait on a dead process of its own machine until the timeout, and then aborts.
 HUNG = 60.0
-# Seconds that a thread of gloo's may take to come to rest on a busy machine.
-SETTLED = 5.0
-_RUN_LOOP = "gloo_runloop"
 _LOST = 3  # the exit code of a process that lost another, as the command line's
 
 
@@ -83,30 +78,5 @@ def _end(news: News, store: Any, process: int) -> None:
         else:
             dist.distributed_c10d._abort_process_group()
     news.close(FAREWELL if together else 0.0)
-    _settle(SETTLED)
+    gloo.settle()
     del store
-
-
-def _settle(seconds: float) -> None:
-    """Waits until gloo's threads rest; whoever still holds a group's object keeps them alive after its end.
-
-    Such a thread lets go of a collective's tensors after all others have gone on, and needs the interpreter's lock for
-    that. Where the machine is busy that may be so late that the interpreter is at its end: CPython then ends the thread
-    in the midst of C++, and that aborts the process.
-    """
-    if not dist.is_gloo_available():
-        return
-    end, rested = time.monotonic() + seconds, 0
-    while rested < 2 and time.monotonic() < end:
-        rested = 0 if _at_work() else rested + 1
-        time.sleep(0.001)  # the lock is free meanwhile
-
-
-def _at_work() -> bool:
-    """Whether one of gloo's threads is not asleep; not where the system does not tell."""
-    for stat in Path("/proc/self/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            name, _, rest = stat.read_text().rpartition(")")
-            if _RUN_LOOP in name and not rest.startswith(" S"):
-                return True
-    return False

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from drivetrain.errors import ConfigurationError
+from drivetrain_plugins import gloo
 
 _ACCELERATOR = "DS_ACCELERATOR"
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
@@ -83,6 +84,7 @@ def disconnect(vendor: Any) -> None:
     """Ends the process group through DeepSpeed, which then drops the groups that it made of it."""
     vendor.comm.destroy_process_group()
     vendor.comm.comm.cdb = None
+    gloo.settle()
 
 
 def _not_of_untested(record: logging.LogRecord) -> bool:

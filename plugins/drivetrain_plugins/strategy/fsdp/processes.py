@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from drivetrain.errors import ConfigurationError
+from drivetrain_plugins import gloo
 from drivetrain_plugins.strategy.fsdp.options import FSDPOptions, Settings
 
 if TYPE_CHECKING:
@@ -73,3 +74,4 @@ def end_group() -> None:
     for key in [key for key in _meshes if key[0] is dist.group.WORLD]:
         del _meshes[key]
     dist.destroy_process_group()
+    gloo.settle()
