@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("drivetrain")
 
+# What the group in which the writing threads meet is called: it outlives the failure of a main thread.
+GROUP = "drivetrain-background"
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -111,7 +114,7 @@ class BackgroundWriter:
         """
         if self._group is None:
             timeout = timedelta(seconds=self._run.args.ddp_timeout or 1800)
-            self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timeout, group_desc=GROUP)
 
         def exchange(value: Any) -> list[Any]:
             with peers.watched():

@@ -1,24 +1,69 @@
-"""The threads of gloo's groups, which outlive a group for as long as anything refers to it."""
+"""Gloo's groups beside their collectives: breaking them off, and waiting until their threads rest."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import threading
 import time
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 # Seconds that a thread may take to come to rest on a busy machine.
 PATIENCE = 5.0
+# How long the collectives of a group with a dead process may take to end.
+OVERDUE = 5.0
 _RUN_LOOP = "gloo_runloop"
 
 
+def groups(but: str | None = None) -> list[dist.ProcessGroup]:
+    """The groups of gloo's that this process is in, but for those of a description."""
+    if not dist.is_initialized():
+        return []
+    known = list(dist.distributed_c10d._world.pg_map.items())  # another thread may end one
+    return [
+        group
+        for group, (backend, _) in known
+        if "gloo" in backend and (but is None or group.group_desc != but)
+    ]
+
+
+def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
+    """Ends every collective that is under way here in these groups by an error, and every later one.
+
+    A group with a dead process does not do that by itself. A collective that fails gives its memory back while a living
+    process still sends for it; gloo reads nothing more of that process then, not even that it has ended, and any other
+    collective that hears from it waits until its timeout.
+    """
+    # Where GLOO_SOCKET_IFNAME names several interfaces a group has connections over each, chosen by the tag.
+    tags = range(1, 2 + os.environ.get("GLOO_SOCKET_IFNAME", "").count(","))
+    for group in broken:
+        peers = [peer for peer in range(group.size()) if peer != group.rank()]
+        for peer, tag in itertools.product(peers, tags):
+            # A receive that nobody answers: gloo closes every connection of a group in which one has timed out.
+            with contextlib.suppress(RuntimeError):
+                group.recv([torch.empty(1)], peer, tag).wait(timedelta(milliseconds=1))
+
+
+def break_off_later(broken: Iterable[dist.ProcessGroup]) -> None:
+    """The same in `OVERDUE` seconds, by a thread: as a rule their collectives end by themselves before that."""
+    timer = threading.Timer(OVERDUE, break_off, [list(broken)])
+    timer.daemon = True
+    timer.start()
+
+
 def settle() -> None:
-    """Waits until they rest, at most `PATIENCE` seconds; whoever ends a process group calls it.
+    """Waits until they rest, at most `PATIENCE` seconds; before a process group is ended, and after.
 
     Such a thread lets go of a collective's tensors after all others have gone on, and needs the interpreter's lock for
-    that. Where the machine is busy that may be so late that the interpreter is at its end: CPython then ends the thread
-    in the midst of C++, and that aborts the process.
+    that. Whatever ends the group may hold that lock while it waits for the thread, for ever. And where the machine is
+    busy it may be so late that the interpreter is at its end: CPython then ends the thread in the midst of C++, and
+    that aborts the process.
     """
     if not dist.is_gloo_available():
         return

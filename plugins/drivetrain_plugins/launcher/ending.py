@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from drivetrain import peers
+from drivetrain import background, peers
 from drivetrain_plugins import gloo
 from drivetrain_plugins.launcher.meeting import ranks
 from drivetrain_plugins.launcher.news import News
@@ -35,6 +35,8 @@ def end_at_exit(news: News, store: Any) -> None:
     peers.connect(news.tell, news.failure, news.left)
     if dist.get_backend() == "nccl":
         end_if_hung(news, HUNG)
+    else:
+        news.on_failure(lambda: gloo.break_off_later(gloo.groups(but=background.GROUP)))
     hook = sys.excepthook
 
     def note_failure(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -71,6 +73,9 @@ def _end(news: News, store: Any, process: int) -> None:
         if missing and news.rank == 0:
             logger.warning("The run ends without %s, which did not come to its end.", ranks(missing))
     if dist.is_initialized():
+        if not together:
+            gloo.break_off(gloo.groups())
+        gloo.settle()
         # An object of the group's that is left to the interpreter's end may abort the process. NCCL's own end
         # waits for the others; after a failure it is broken off.
         if together or dist.get_backend() != "nccl":

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  
 
 from drivetrain import peers
 from drivetrain.errors import ProcessError
+from drivetrain_plugins import gloo
 from drivetrain_plugins.launcher.meeting import ranks
 from drivetrain_plugins.launcher.news import News
 
@@ -53,6 +53,8 @@ class Renewal:
         self.device, self.store, self.news = device, store, news
         if backend == "nccl":
             news.on_left(_abort_here)
+        else:
+            news.on_left(lambda: gloo.break_off_later(_world()))
 
     def __call__(self, reason: str | None) -> None:
         """Leaves, and comes back with all the others.
@@ -67,7 +69,7 @@ class Renewal:
             time.sleep(_GRACE)
             self.news.tell_left(reason)
         number = self.news.next_group()
-        _break_connections(self.backend, (self.rank + 1) % self.size)
+        _break_connections(self.backend)
         self._wait_for_all(number)
         with peers.watched():
             dist.init_process_group(
@@ -97,7 +99,7 @@ class Renewal:
         )
 
 
-def _break_connections(backend: str, neighbour: int) -> None:
+def _break_connections(backend: str) -> None:
     """Ends the group here so that the others' collectives in it end too."""
     if not dist.is_initialized():
         return
@@ -105,13 +107,15 @@ def _break_connections(backend: str, neighbour: int) -> None:
         with contextlib.suppress(RuntimeError):  # the thread that reads the news may have done it
             dist.distributed_c10d._abort_process_group()
         return
-    # A receive that nobody answers: gloo closes every connection of a group in which one has timed out, where
-    # ending the group leaves them open as long as anything, such as a model wrapped in DDP, refers to it.
-    with contextlib.suppress(RuntimeError):
-        waiting: Any = dist.irecv(torch.empty(1), src=neighbour, tag=1)
-        waiting.wait(timedelta(milliseconds=1))
+    # Ending the group leaves its connections open as long as anything, such as a model wrapped in DDP, refers to it.
+    gloo.break_off(_world())
+    gloo.settle()
     with contextlib.suppress(RuntimeError):
         dist.destroy_process_group()
+
+
+def _world() -> list[dist.ProcessGroup]:
+    return [group for group in gloo.groups() if group is dist.group.WORLD]
 
 
 def _abort_here() -> None:

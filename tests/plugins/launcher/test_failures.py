@@ -15,6 +15,7 @@ from support.strangers import Site
 
 START = str(Path(__file__).with_name("start_script.py"))
 TRAIN = str(Path(__file__).with_name("train_script.py"))
+STUCK = str(Path(__file__).with_name("stuck_script.py"))
 
 
 def start(count: int, size: int | None = None, port: int | None = None, **settings: Any) -> list[Ended]:
@@ -83,6 +84,28 @@ def test_a_rank_that_ends_takes_the_others_with_it(
         assert each.code == 1, each.err
         assert each.sentence == f"drivetrain.errors.ProcessError: {sentence}"
         assert each.seconds - second.seconds < 30  # and not the 60 s of ddp_timeout
+
+
+@pytest.mark.slow
+def test_what_waits_for_a_living_process_when_another_is_dead_is_broken_off() -> None:
+    """As gloo does where a collective has failed in the midst of what a living process sends for it."""
+    port = free_port()
+    ranks = [as_torchrun(rank, 3, port) for rank in range(3)]
+    _, second, third = run([STUCK, "lost"], ranks, enough=2)
+    assert (second.code, third.code) == (-signal.SIGKILL, 1), third.err
+    assert third.sentence.startswith(
+        "drivetrain.errors.ProcessError: Another process of this run has ended: rank 1, without a word"
+    )
+    assert third.out == "the writers' sum is 2\n"  # a checkpoint under way is finished
+    assert third.seconds - second.seconds < 40  # and not the 90 s of ddp_timeout
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_with_a_collective_under_way_ends() -> None:
+    port = free_port()
+    ranks = [as_torchrun(rank, 3, port) for rank in range(3)]
+    *_, third = run([STUCK, "own"], ranks, enough=1, timeout=60)
+    assert (third.code, third.sentence) == (1, "ValueError: my own fault"), third.err
 
 
 @pytest.mark.slow
