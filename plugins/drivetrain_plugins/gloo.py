@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import threading
@@ -38,11 +39,15 @@ def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
 
     A group with a dead process does not do that by itself. A collective that fails gives its memory back while a living
     process still sends for it; gloo reads nothing more of that process then, not even that it has ended, and any other
-    collective that hears from it waits until its timeout.
+    collective that hears from it waits until its timeout. Rarely one does so even after this.
+
+    The groups are never taken apart after that, since whoever does waits for every collective, and may hold the
+    interpreter's lock meanwhile, which the collective needs to end.
     """
     # Where GLOO_SOCKET_IFNAME names several interfaces a group has connections over each, chosen by the tag.
     tags = range(1, 2 + os.environ.get("GLOO_SOCKET_IFNAME", "").count(","))
     for group in broken:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         peers = [peer for peer in range(group.size()) if peer != group.rank()]
         for peer, tag in itertools.product(peers, tags):
             # A receive that nobody answers: gloo closes every connection of a group in which one has timed out.

@@ -1,10 +1,13 @@
-"""Rank 2 stands in collectives for which rank 0 comes late or never. `stuck_script.py lost|own`.
+"""Collectives that the others do not come to. `stuck_script.py lost|own|deaf`.
 
-lost: rank 1 is killed meanwhile. own: rank 2 fails by itself, with a collective under way.
+lost: rank 1 is killed, while rank 2 waits for rank 0. own: rank 0 fails by itself, with a collective under way. deaf: with
+one that gloo does not let go of, which is made believe here: no connection is broken.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -20,11 +23,20 @@ from drivetrain.processes import current
 from drivetrain_plugins import gloo
 
 LATE = gloo.OVERDUE + 4
+held: list[DistributedDataParallel] = []
+
+
+@atexit.register  # what comes first is called last
+def let_go() -> None:
+    """Of the last that refers to the group: it waits for the group's threads."""
+    held.clear()
+    gc.collect()
+
+
 rank = current(TrainingArguments("out", use_cpu=True, ddp_timeout=90)).rank
 pair = dist.new_group([0, 2])
 writers = dist.new_group([0, 2], group_desc=background.GROUP)
-# What refers to a group, and would wait for its threads, when the interpreter lets go of it.
-wrapped = DistributedDataParallel(torch.nn.Linear(2, 2))
+held.append(DistributedDataParallel(torch.nn.Linear(2, 2)))
 dist.barrier()
 
 
@@ -35,10 +47,12 @@ def write() -> None:
     print(f"the writers' sum is {total.item():g}", flush=True)
 
 
-if rank == 2 and sys.argv[1] == "own":
+if sys.argv[1] == "deaf":
+    gloo.itertools.product = lambda *parts: ()
+if rank == 0 and sys.argv[1] != "lost":
     work = dist.all_reduce(torch.ones(1), async_op=True)
     raise ValueError("my own fault")
-if rank == 2:
+if rank == 2 and sys.argv[1] == "lost":
     thread = threading.Thread(target=write)
     thread.start()
     try:

@@ -101,11 +101,12 @@ def test_what_waits_for_a_living_process_when_another_is_dead_is_broken_off() ->
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_with_a_collective_under_way_ends() -> None:
+@pytest.mark.parametrize("form", ["own", "deaf"])
+def test_a_process_that_fails_with_a_collective_under_way_ends(form: str) -> None:
     port = free_port()
     ranks = [as_torchrun(rank, 3, port) for rank in range(3)]
-    *_, third = run([STUCK, "own"], ranks, enough=1, timeout=60)
-    assert (third.code, third.sentence) == (1, "ValueError: my own fault"), third.err
+    first, *_ = run([STUCK, form], ranks, enough=1, timeout=60)
+    assert (first.code, first.sentence) == (1, "ValueError: my own fault"), first.err
 
 
 @pytest.mark.slow
