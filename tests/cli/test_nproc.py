@@ -231,7 +231,7 @@ def told(number: signal.Signals, *, twice: bool) -> tuple[int, str]:
         assert len(children) >= 2
         running.send_signal(number)
         if twice:
-            time.sleep(1.5)
+            time.sleep(3)
             running.send_signal(number)
         _, err = running.communicate(timeout=60)
     finally:

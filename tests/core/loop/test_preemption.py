@@ -338,7 +338,7 @@ def test_data_workers_are_not_told(tmp_path: Path, whole: Trainer) -> None:
 def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
     running = start(tmp_path, "wait")
     await_here(running)
-    for pause in (0.1, 1.2):  # the second comes so soon that it is the first one once more
+    for pause in (0.1, 3.0):  # the second comes so soon that it is the first one once more
         running.send_signal(number)
         time.sleep(pause)
     assert running.poll() is None

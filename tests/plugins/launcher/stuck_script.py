@@ -33,7 +33,7 @@ def let_go() -> None:
     gc.collect()
 
 
-rank = current(TrainingArguments("out", use_cpu=True, ddp_timeout=90)).rank
+rank = current(TrainingArguments("out", use_cpu=True, ddp_timeout=110)).rank
 pair = dist.new_group([0, 2])
 writers = dist.new_group([0, 2], group_desc=background.GROUP)
 held.append(DistributedDataParallel(torch.nn.Linear(2, 2)))
@@ -66,4 +66,4 @@ if rank == 1 and sys.argv[1] == "lost":
 if rank == 0 and sys.argv[1] == "lost":
     time.sleep(LATE)
     write()
-time.sleep(100)
+time.sleep(110)

@@ -82,13 +82,13 @@ def test_all_are_told_what_was_agreed(meet):
 
 
 def test_who_never_comes_is_named_to_all(meet):
-    meeting_ = meet(4, timeout=1.0)
+    meeting_ = meet(4, timeout=3.0)
     host, guest = meeting_.host(), meeting_.guest(2)
     for future in (host, guest):
         error = error_of(future)
         assert isinstance(error, ProcessError)
         assert str(error) == (
-            f"Of 4 processes 2 came to here:{meeting_.port} within 1 s (ddp_timeout), and ranks 1 and 3 did not: start "
+            f"Of 4 processes 2 came to here:{meeting_.port} within 3 s (ddp_timeout), and ranks 1 and 3 did not: start "
             "as many as the launcher was told of, or raise ddp_timeout."
         )
 
@@ -156,7 +156,7 @@ def test_another_program_at_the_port(says, monkeypatch):
         began = time.monotonic()
         with pytest.raises(ConfigurationError) as caught:
             attend(lambda: [Where("127.0.0.1", port)], card(1, 2), 1.0)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         taken.shutdown(socket.SHUT_RDWR)
         thread.join(5)
         for guest in kept:
@@ -167,7 +167,7 @@ def test_another_program_at_the_port(says, monkeypatch):
 
 
 def test_two_processes_of_one_rank(meet):
-    meeting_ = meet(3, timeout=1.5)
+    meeting_ = meet(3, timeout=4.0)
     host, first = meeting_.host(), meeting_.guest(1)
     time.sleep(0.3)
     second = error_of(meeting_.guest(1))
@@ -177,14 +177,14 @@ def test_two_processes_of_one_rank(meet):
 
 
 def test_another_run_at_the_same_port(meet):
-    meeting_ = meet(2, timeout=1.0)
+    meeting_ = meet(2, timeout=3.0)
     host = meeting_.host(run="a")
     assert "Another run waits at" in str(error_of(meeting_.guest(1, run="b")))
     assert isinstance(error_of(host), ProcessError)
 
 
 def test_another_number_of_processes(meet):
-    meeting_ = meet(2, timeout=1.0)
+    meeting_ = meet(2, timeout=3.0)
     host = meeting_.host()
     assert "There are 2 processes by what rank 0 was told and 3 by what rank 1 was" in str(
         error_of(meeting_.guest(1, size=3))
