@@ -16,6 +16,7 @@ from support.strangers import Site
 START = str(Path(__file__).with_name("start_script.py"))
 TRAIN = str(Path(__file__).with_name("train_script.py"))
 STUCK = str(Path(__file__).with_name("stuck_script.py"))
+RENEWAL = str(Path(__file__).with_name("renewal_script.py"))
 
 
 def start(count: int, size: int | None = None, port: int | None = None, **settings: Any) -> list[Ended]:
@@ -107,6 +108,13 @@ def test_a_process_that_fails_with_a_collective_under_way_ends(form: str) -> Non
     ranks = [as_torchrun(rank, 3, port) for rank in range(3)]
     first, *_ = run([STUCK, form], ranks, enough=1, timeout=90)
     assert (first.code, first.sentence) == (1, "ValueError: my own fault"), first.err
+
+
+@pytest.mark.slow
+def test_what_waits_for_a_busy_process_when_another_leaves_the_group_is_broken_off(tmp_path: Path) -> None:
+    port = free_port()
+    ended = run([RENEWAL, str(tmp_path)], [as_torchrun(rank, 3, port) for rank in range(3)])
+    assert [(each.code, each.out) for each in ended] == [(0, "6\n")] * 3, [each.err for each in ended]
 
 
 @pytest.mark.slow
