@@ -63,7 +63,7 @@ def break_off_later(broken: Iterable[dist.ProcessGroup]) -> None:
 
 
 def settle() -> None:
-    """Waits until they rest, at most `PATIENCE` seconds; before a process group is ended, and after.
+    """Waits until gloo's threads rest, at most `PATIENCE` seconds; before a process group is ended, and after.
 
     Such a thread lets go of a collective's tensors after all others have gone on, and needs the interpreter's lock for
     that. Whatever ends the group may hold that lock while it waits for the thread, for ever. And where the machine is
