@@ -226,18 +226,18 @@ print(max(peak) - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_neither_an_export_nor_a_diff_holds_all_weights(tmp_path: Path) -> None:
-    """Of 240 MB in 30 tensors, and of two states of 120 MB, memory of its own is that of a few tensors."""
+    """Of 480 MB in 60 tensors, and of two states of 240 MB, memory of its own is that of a few tensors."""
     for name, shift in (("one", 0), ("other", 1)):
         write_weights(
             str(_made(tmp_path / name)),
-            {f"w{i}": torch.full((2_000_000,), float(i + shift)).bfloat16() for i in range(30)},
+            {f"w{i}": torch.full((2_000_000,), float(i + shift)).bfloat16() for i in range(60)},
         )
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "one"), str(tmp_path / "out"), str(tmp_path / "other")],
         capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 170, done.stdout
+    assert int(done.stdout) < 300, done.stdout
 
 
 def test_a_full_disk_leaves_what_was_there(checkpoint: Path, tmp_path: Path) -> None:
