@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from drivetrain import background
+
 # Seconds that a thread may take to come to rest on a busy machine.
 PATIENCE = 5.0
 # How long the collectives of a group with a dead process may take to end.
@@ -22,16 +24,15 @@ OVERDUE = 5.0
 _RUN_LOOP = "gloo_runloop"
 
 
-def groups(but: str | None = None) -> list[dist.ProcessGroup]:
-    """The groups of gloo's that this process is in, but for those of a description."""
-    if not dist.is_initialized():
-        return []
+def groups() -> list[dist.ProcessGroup]:
+    """The groups of gloo's that this process is in."""
     known = list(dist.distributed_c10d._world.pg_map.items())  # another thread may end one
-    return [
-        group
-        for group, (backend, _) in known
-        if "gloo" in backend and (but is None or group.group_desc != but)
-    ]
+    return [group for group, (backend, _) in known if "gloo" in backend]
+
+
+def groups_in_training() -> list[dist.ProcessGroup]:
+    """Those of the main threads: all but that in which threads meet that write a checkpoint."""
+    return [group for group in groups() if group.group_desc != background.GROUP]
 
 
 def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
@@ -55,20 +56,21 @@ def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
                 group.recv([torch.empty(1)], peer, tag).wait(timedelta(milliseconds=1))
 
 
-def break_off_later(broken: Iterable[dist.ProcessGroup]) -> None:
-    """The same in `OVERDUE` seconds, by a thread: as a rule their collectives end by themselves before that."""
-    timer = threading.Timer(OVERDUE, break_off, [list(broken)])
+def break_off_later() -> None:
+    """Breaks off what is in training now, in `OVERDUE` seconds: as a rule it ends by itself before that."""
+    timer = threading.Timer(OVERDUE, break_off, [groups_in_training()])
     timer.daemon = True
     timer.start()
 
 
 def settle() -> None:
-    """Waits until gloo's threads rest, at most `PATIENCE` seconds; before a process group is ended, and after.
+    """Waits until gloo's threads rest, at most `PATIENCE` seconds.
 
     Such a thread lets go of a collective's tensors after all others have gone on, and needs the interpreter's lock for
-    that. Whatever ends the group may hold that lock while it waits for the thread, for ever. And where the machine is
-    busy it may be so late that the interpreter is at its end: CPython then ends the thread in the midst of C++, and
-    that aborts the process.
+    that. Before a group of several processes is ended: DDP's reducer, where it is the last to refer to the group, holds
+    that lock while it waits for the thread, for ever. After any group is ended: where the machine is busy the thread
+    may be so late that the interpreter is at its end; CPython then ends it in the midst of C++, and that aborts the
+    process.
     """
     if not dist.is_gloo_available():
         return

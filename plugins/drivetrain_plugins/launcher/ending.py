@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from drivetrain import background, peers
+from drivetrain import peers
 from drivetrain_plugins import gloo
 from drivetrain_plugins.launcher.meeting import ranks
 from drivetrain_plugins.launcher.news import News
@@ -36,7 +36,7 @@ def end_at_exit(news: News, store: Any) -> None:
     if dist.get_backend() == "nccl":
         end_if_hung(news, HUNG)
     else:
-        news.on_failure(lambda: gloo.break_off_later(gloo.groups(but=background.GROUP)))
+        news.on_failure(gloo.break_off_later)
     hook = sys.excepthook
 
     def note_failure(kind: type[BaseException], error: BaseException, trace: Any) -> None:

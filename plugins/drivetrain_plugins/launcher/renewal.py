@@ -54,7 +54,7 @@ class Renewal:
         if backend == "nccl":
             news.on_left(_abort_here)
         else:
-            news.on_left(lambda: gloo.break_off_later(_world()))
+            news.on_left(gloo.break_off_later)
 
     def __call__(self, reason: str | None) -> None:
         """Leaves, and comes back with all the others.
@@ -108,14 +108,10 @@ def _break_connections(backend: str) -> None:
             dist.distributed_c10d._abort_process_group()
         return
     # Ending the group leaves its connections open as long as anything, such as a model wrapped in DDP, refers to it.
-    gloo.break_off(_world())
+    gloo.break_off(gloo.groups_in_training())
     gloo.settle()
     with contextlib.suppress(RuntimeError):
         dist.destroy_process_group()
-
-
-def _world() -> list[dist.ProcessGroup]:
-    return [group for group in gloo.groups() if group is dist.group.WORLD]
 
 
 def _abort_here() -> None:
