@@ -20,6 +20,7 @@ from support.toy import history, rows, trainer, weights_equal
 from drivetrain import CheckpointError, ProcessError, Trainer, TrainerCallback, TrainingArguments, saving
 from drivetrain.checkpoint import spread, validate
 from drivetrain.processes import current
+from drivetrain_plugins import gloo
 
 SPREAD = {"fsdp": "full_shard", "fsdp_config": {"state_dict_type": "sharded_state_dict"}}
 ENGINES: dict[str, dict[str, Any]] = {
@@ -120,15 +121,20 @@ def both_forms(output: Path, name: str) -> None:
 
 
 class Limit(TrainerCallback):
-    """From update 3 to update 5 one process cannot write files of any size."""
+    """From update 3 to update 5 one process cannot write files of any size.
+
+    `apart` fills with how many of the groups are not of the training.
+    """
 
     def __init__(self, culprit: int) -> None:
         self.culprit = culprit
+        self.apart: set[int] = set()
         self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._writer is not None:  # type: ignore[attr-defined]
             self.trainer._writer.join()  # type: ignore[attr-defined]  # of the checkpoint before
+        self.apart.add(len(gloo.groups()) - len(gloo.groups_in_training()))
         if dist.get_rank() == self.culprit and state.global_step in (3, 5):
             soft = 100 if state.global_step == 3 else self.before[0]
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, self.before[1]))
@@ -156,6 +162,8 @@ def one_cannot_write(output: Path, name: str, culprit: int) -> None:
             except CheckpointError as error:
                 refused = str(error)
             resource.setrlimit(resource.RLIMIT_FSIZE, limit.before)
+            # Another process's failure must not break off what the threads exchange.
+            assert max(limit.apart) == (form and name == "fsdp, each its part")
             assert len(set(everywhere(broken.state.global_step))) == 1
             there = sorted(path.name for path in folder.iterdir() if "checkpoint" in path.name)
             assert len({tuple(steps) for steps in everywhere(told.steps)}) == 1
