@@ -6,14 +6,20 @@ import contextlib
 import ctypes
 import itertools
 import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+# Before any group is made: the default arguments of its functions are the group that there is when it is imported, as
+# DDP does, and that would be kept to the end of the interpreter.
+import torch.distributed.nn.functional
 
 from drivetrain import background
 
@@ -22,6 +28,10 @@ PATIENCE = 5.0
 # How long the collectives of a group with a dead process may take to end.
 OVERDUE = 5.0
 _RUN_LOOP = "gloo_runloop"
+# Groups that were broken off, and the references to one that nobody but this file refers to: the list's, that which
+# outlives the list, and that of the call which counts them.
+_kept: list[dist.ProcessGroup] = []
+_OURS = 3
 
 
 def groups() -> list[dist.ProcessGroup]:
@@ -42,13 +52,15 @@ def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
     process still sends for it; gloo reads nothing more of that process then, not even that it has ended, and any other
     collective that hears from it waits until its timeout. Rarely one does so even after this.
 
-    The groups are never taken apart after that, since whoever does waits for every collective, and may hold the
-    interpreter's lock meanwhile, which the collective needs to end.
+    The groups are kept after that: whoever takes one apart waits for every collective, and may hold the interpreter's
+    lock meanwhile, which the collective needs to end. `take_apart` does it where that is sure not to be so.
     """
     # Where GLOO_SOCKET_IFNAME names several interfaces a group has connections over each, chosen by the tag.
     tags = range(1, 2 + os.environ.get("GLOO_SOCKET_IFNAME", "").count(","))
     for group in broken:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        if group not in _kept:
+            _kept.append(group)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))  # the interpreter empties the list at its end
         peers = [peer for peer in range(group.size()) if peer != group.rank()]
         for peer, tag in itertools.product(peers, tags):
             # A receive that nobody answers: gloo closes every connection of a group in which one has timed out.
@@ -58,9 +70,28 @@ def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
 
 def break_off_later() -> None:
     """Breaks off what is in training now, in `OVERDUE` seconds: as a rule it ends by itself before that."""
-    timer = threading.Timer(OVERDUE, break_off, [groups_in_training()])
+    timer = threading.Timer(OVERDUE, break_off, [weakref.WeakSet(groups_in_training())])
     timer.daemon = True
     timer.start()
+
+
+def take_apart() -> None:
+    """Gives back the memory and the threads of the groups that were broken off and that nobody else refers to.
+
+    Waits for that at most `PATIENCE` seconds; a collective that does not end holds up nothing but a thread of its own.
+    """
+    alone = [_kept.pop(at) for at in reversed(range(len(_kept))) if sys.getrefcount(_kept[at]) == _OURS]
+    if not alone:
+        return
+
+    def let_go() -> None:
+        while alone:
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(alone[-1]))
+            alone.pop()  # torch gives up the lock while it waits here
+
+    thread = threading.Thread(target=let_go, name="drivetrain-gloo", daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
 
 
 def settle() -> None:

@@ -35,7 +35,10 @@ class Acting(Line):
         if first and os.environ.get("RANK") == rank and self.calls == 3:
             if act == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if act == "raise":
+            if act == "late":
+                import atexit
+                atexit.register(time.sleep, 3)  # the others would end before it
+            if act in ("raise", "late"):
                 raise ValueError("my own fault")
             if act == "sleep":
                 print("ASLEEP", flush=True)
@@ -179,8 +182,9 @@ def test_a_process_that_the_launcher_ends_has_its_last_word(
 
 
 @pytest.mark.slow
-def test_an_error_on_one_process_shows_its_traceback(acting: Path) -> None:
-    done = run(act="raise:1")
+@pytest.mark.parametrize("act", ["raise:1", "late:1"])
+def test_an_error_on_one_process_shows_its_traceback(acting: Path, act: str) -> None:
+    done = run(act=act)
     assert done.returncode == 1
     assert "Error: Another process of this run has failed: rank 1 by ValueError: my own fault" in done.stderr
     assert "in forward" in done.stderr  # of the traceback of rank 1, which has no voice otherwise

@@ -20,6 +20,7 @@ from drivetrain_plugins.launcher.meeting import ranks
 _LONGEST = 500  # characters of a reason
 _SENT = 5.0  # seconds for a line to be taken
 _HEARD = 3.0  # how long news may come after the backend's error
+_AGAIN = 0.1
 
 
 class News:
@@ -36,6 +37,8 @@ class News:
         self._unread = dict.fromkeys(lines, b"")
         self._failure: tuple[int, str] | None = None
         self._ended: set[int] = set()
+        self._gone: set[int] = set()  # their connection is closed, as far as this rank knows
+        self._told_own = self._in_haste = False
         self._group = 0  # number of the process group of now
         self._left: dict[int, tuple[int, str]] = {}  # group -> the rank that left it first, and why
         self._changed = threading.Condition()
@@ -52,6 +55,7 @@ class News:
     def tell(self, reason: str) -> None:
         """Says that this rank fails, and why."""
         with self._changed:
+            self._told_own = True
             self._send({"failed": [self.rank, reason[:_LONGEST]]})
 
     def tell_left(self, reason: str) -> None:
@@ -131,8 +135,24 @@ class News:
                 self._changed.wait(left)
             return self._missing()
 
-    def close(self, seconds: float) -> None:
-        """Ends the connections; rank 0, who has what the others may still use, waits until they have gone."""
+    def wait_for_failed(self, seconds: float) -> None:
+        """Waits until the rank that failed first has gone; not where that is unknown, or this rank failed itself."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            while self._follows() and (left := end - time.monotonic()) > 0:
+                self._changed.wait(min(left, _AGAIN))  # a signal is heard between two waits
+
+    def stop_waiting(self) -> None:
+        """Ends `wait_for_failed`, soon; a signal's handler may call it."""
+        self._in_haste = True
+
+    def close(self, seconds: float, *, connected: bool = False) -> None:
+        """Ends the connections; rank 0, who has what the others may still use, waits until they have gone.
+
+        Args:
+            seconds: to wait at most.
+            connected: leaves the connections to the end of the process, by which the others then know it.
+        """
         end = time.monotonic() + seconds
         with self._changed:
             while self.rank == 0 and self._lines and (left := end - time.monotonic()) > 0:
@@ -140,7 +160,10 @@ class News:
         self._stop.close()
         self._thread.join(_SENT)
         for line in self._lines.values():
-            line.close()
+            if connected:
+                line.detach()
+            else:
+                line.close()
 
     # -- heard from the others -----------------------------------------------------------------------
 
@@ -172,6 +195,7 @@ class News:
                 line.close()
                 if rank not in self._ended:
                     self._hear({"failed": [rank, ""]})
+                self._hear({"gone": rank})
             self._changed.notify_all()
         return bool(got)
 
@@ -190,6 +214,10 @@ class News:
                 self._send(news)
             if self._on_left is not None and group == self._group and rank != self.rank:
                 self._on_left()
+        if "gone" in news:
+            self._gone.add(news["gone"])
+            if self.rank == 0 and self._failure is not None:
+                self._send(news)
         for rank in news.get("ended", ()):
             self._note_end(rank)
 
@@ -200,6 +228,12 @@ class News:
 
     def _told(self) -> bool:
         return self._failure is not None or self._group in self._left
+
+    def _follows(self) -> bool:
+        """Whether this rank ends because of another that has not ended yet, as far as it can still hear."""
+        if self._failure is None or self._told_own or self._in_haste:
+            return False
+        return bool(self._lines) and self._failure[0] not in self._gone
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.size) if rank not in self._ended]

@@ -212,11 +212,11 @@ def evaluation(folder: Path, rank: int) -> None:
 
     found._found = None
     with limited(rank, 120):
-        predicted = found.predict(rows(70, seed=3))
+        predicted = found.predict(rows(140, seed=3))
         size = found._eval_batch_size
         assert size in (8, 16, 32), size
     begun.args.per_device_eval_batch_size = size
-    plain = begun.predict(rows(70, seed=3))
+    plain = begun.predict(rows(140, seed=3))
     assert np.array_equal(predicted.predictions, plain.predictions)
     assert predicted.metrics["test_loss"] == plain.metrics["test_loss"]
 

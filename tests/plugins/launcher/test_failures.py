@@ -16,6 +16,7 @@ from support.strangers import Site
 START = str(Path(__file__).with_name("start_script.py"))
 TRAIN = str(Path(__file__).with_name("train_script.py"))
 STUCK = str(Path(__file__).with_name("stuck_script.py"))
+FOLLOWED = str(Path(__file__).with_name("followed_script.py"))
 RENEWAL = str(Path(__file__).with_name("renewal_script.py"))
 
 
@@ -88,6 +89,19 @@ def test_a_rank_that_ends_takes_the_others_with_it(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("words", "follow"), [(["6"], True), (["20", "SIGTERM"], False)])
+def test_whoever_follows_another_ends_after_it(words: list[str], follow: bool) -> None:
+    """A launcher blames the first to end, and cuts off the others; who is told to end does so, in good order."""
+    port = free_port()
+    first, second, third = run([FOLLOWED, *words], [as_torchrun(rank, 3, port) for rank in range(3)])
+    assert (second.code, second.sentence) == (1, "ValueError: my own fault")
+    for each in (first, third):
+        assert (each.code, each.out) == (1, "the end\n"), each.err
+        assert each.sentence.endswith("has failed: rank 1 by ValueError: my own fault")
+        assert (each.seconds > second.seconds - 3) == follow
+
+
+@pytest.mark.slow
 def test_what_waits_for_a_living_process_when_another_is_dead_is_broken_off() -> None:
     """As gloo does where a collective has failed in the midst of what a living process sends for it."""
     port = free_port()
@@ -114,7 +128,9 @@ def test_a_process_that_fails_with_a_collective_under_way_ends(form: str) -> Non
 def test_what_waits_for_a_busy_process_when_another_leaves_the_group_is_broken_off(tmp_path: Path) -> None:
     port = free_port()
     ended = run([RENEWAL, str(tmp_path)], [as_torchrun(rank, 3, port) for rank in range(3)])
-    assert [(each.code, each.out) for each in ended] == [(0, "6\n")] * 3, [each.err for each in ended]
+    assert [(each.code, each.out) for each in ended] == [(0, "6, 0 threads more\n")] * 3, [
+        each.err for each in ended
+    ]
 
 
 @pytest.mark.slow

@@ -69,6 +69,51 @@ def test_nobody_is_waited_for_after_a_failure(three):
     assert three[0].wait_for_all(60) == [1, 2]
 
 
+def test_who_follows_another_waits_until_it_has_gone(three):
+    three[1].tell("ValueError: my own fault")
+    assert three[0].failure()
+    assert three[2].failure()
+    waiting = [threading.Thread(target=three[rank].wait_for_failed, args=(60,)) for rank in (0, 2)]
+    for thread in waiting:
+        thread.start()
+    three[1].wait_for_failed(60)  # it follows nobody
+    time.sleep(0.5)
+    assert [thread.is_alive() for thread in waiting] == [True, True]
+    three[1]._lines[0].shutdown(socket.SHUT_RDWR)  # as the system does for a process that is gone
+    for thread in waiting:
+        thread.join(30)
+    assert [thread.is_alive() for thread in waiting] == [False, False]
+
+
+def test_who_follows_another_does_not_wait_for_ever(three):
+    three[1].tell("ValueError: my own fault")
+    assert three[2].failure()
+    three[2].wait_for_failed(0.2)
+    began = time.monotonic()
+    thread = threading.Thread(target=three[2].wait_for_failed, args=(60,))
+    thread.start()
+    three[2].stop_waiting()
+    thread.join(30)
+    assert time.monotonic() - began < 30
+    # Nobody tells any more who has gone, once rank 0 has.
+    assert three[0].failure()
+    three[0]._in_haste = True
+    three[0].close(0.0)
+    three[2]._in_haste = False
+    three[2].wait_for_failed(60)
+    assert time.monotonic() - began < 50
+
+
+def test_two_that_fail_do_not_wait_for_each_other(three):
+    three[1].tell("ValueError: my own fault")
+    three[0].tell("another one")
+    began = time.monotonic()
+    for news in three[:2]:
+        assert news.failure()
+        news.wait_for_failed(60)
+    assert time.monotonic() - began < 30
+
+
 HUNG = """
 import socket, sys, time
 from drivetrain_plugins.launcher.ending import end_if_hung
