@@ -6,6 +6,7 @@ import numbers
 import operator
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
 from types import NoneType, UnionType
@@ -23,6 +24,8 @@ from drivetrain.errors import did_you_mean
 from drivetrain.secret import learn
 
 EnumType = TypeVar("EnumType", bound=Enum)
+# Those of the documents, and torch's own beside them.
+_BACKENDS = ("nccl", "gloo", "mpi", "ccl", "hccl", "xccl", "ucc")
 
 
 def settle(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
@@ -117,6 +120,18 @@ def within(name: str, value: Any, least: float | None, most: float | None) -> An
         return value
     bounds = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (most is not None)
     raise Wrong(f"{name}={value!r} must be {' and '.join(bounds)}.")
+
+
+def backend(name: str, value: Any) -> str | None:
+    """The name of a backend of torch's; one that somebody has registered with torch counts."""
+    if value is None:
+        return None
+    word = text(name, value).lower()
+    distributed = sys.modules.get("torch.distributed")
+    registered = getattr(getattr(distributed, "Backend", None), "backend_list", [])
+    if word not in (*_BACKENDS, *registered):
+        raise Wrong(unknown(name, word, [*_BACKENDS]))
+    return word
 
 
 def folder(name: str, value: Any) -> str:

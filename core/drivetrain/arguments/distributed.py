@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from drivetrain.arguments.checks import deepspeed_config, fsdp_config, fsdp_options, sharded_ddp_options
+from drivetrain.arguments.checks import (
+    backend,
+    deepspeed_config,
+    fsdp_config,
+    fsdp_options,
+    sharded_ddp_options,
+)
 from drivetrain.arguments.field import FileOrDict, Flags, argument
 
 
@@ -18,6 +24,7 @@ class Distributed:
         None,
         "How processes talk: nccl, gloo, mpi, ccl, hccl; by default what suits the device.",
         owner="strategy",
+        check=backend,
     )
     tpu_num_cores: int | None = argument(None, "How many XLA devices to use.", owner="strategy:xla", least=1)
     sharded_ddp: Flags = argument(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch.distributed
 
 from drivetrain.arguments import TrainingArguments, declared
 from drivetrain.arguments.inert import INERT
@@ -41,6 +42,10 @@ WRONG = [
         {"log_level": "warn"},
         "Unknown log_level 'warn'. Did you mean 'warning'?"
         " Choices: detail, debug, info, warning, error, critical, passive.",
+    ),
+    (
+        {"ddp_backend": "glo"},
+        "Unknown ddp_backend 'glo'. Did you mean 'gloo'? Choices: nccl, gloo, mpi, ccl, hccl, xccl, ucc.",
     ),
     ({"fp16_opt_level": "O4"}, "Unknown fp16_opt_level 'O4'. Choices: O0, O1, O2, O3."),
     ({"fsdp_version": 3}, "Unknown fsdp_version '3'. Choices: 1, 2."),
@@ -236,6 +241,11 @@ def test_value_is_kept_as(values, name, kept):
     found = getattr(TrainingArguments("out", **values), name)
     assert found == kept
     assert isinstance(kept, str) or type(found) is type(kept)
+
+
+def test_a_backend_that_somebody_has_registered_with_torch(monkeypatch):
+    monkeypatch.setattr(torch.distributed.Backend, "backend_list", ["undefined", "smoke"])
+    assert TrainingArguments("out", ddp_backend="Smoke").ddp_backend == "smoke"
 
 
 def test_an_optimizer_may_be_a_class():

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("memory_ranks.py")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to know how much is mapped")
 def test_all_agree_on_what_fits_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # a thread's own arena maps 64 MB that it does not use
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # what is given back is so at once, and to the system
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # what is given back, the system has at once
     said = torchrun(SCRIPT, str(tmp_path), timeout=540)
     for scenario in ("training", "parts", "late", "one_row", "evaluation", "refused"):
         for rank in range(2):
