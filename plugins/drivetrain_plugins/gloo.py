@@ -70,9 +70,13 @@ def break_off(broken: Iterable[dist.ProcessGroup]) -> None:
 
 def break_off_later() -> None:
     """Breaks off what is in training now, in `OVERDUE` seconds: as a rule it ends by itself before that."""
-    timer = threading.Timer(OVERDUE, break_off, [weakref.WeakSet(groups_in_training())])
+    broken = weakref.WeakSet(groups_in_training())
+    timer = threading.Timer(OVERDUE, break_off, [broken])
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # there is no memory for a thread
+        break_off(broken)
 
 
 def take_apart() -> None:
@@ -90,8 +94,12 @@ def take_apart() -> None:
             alone.pop()  # torch gives up the lock while it waits here
 
     thread = threading.Thread(target=let_go, name="drivetrain-gloo", daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
+    try:
+        thread.start()
+    except RuntimeError:  # there is no memory for a thread; nearly always every collective has ended
+        let_go()
+    else:
+        thread.join(PATIENCE)
 
 
 def settle() -> None:

@@ -42,6 +42,7 @@ def end_at_exit(news: News, store: Any) -> None:
     hook = sys.excepthook
 
     def note_failure(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        _end_in_good_order(news)
         peers.failed(error)
         hook(kind, error, trace)
 
@@ -85,24 +86,24 @@ def _end(news: News, store: Any, process: int) -> None:
         else:
             dist.distributed_c10d._abort_process_group()
     if not together:
-        _let_go_first(news)
+        # A launcher takes the first that ends for the one at fault, and may cut it off before it has said why.
+        _end_in_good_order(news)
+        news.wait_for_failed(FAREWELL)
     news.close(FAREWELL if together else 0.0, connected=not together)
     gloo.settle()
     del store
 
 
-def _let_go_first(news: News) -> None:
-    """Lets the process end first that this one follows.
+def _end_in_good_order(news: News) -> None:
+    """Keeps the first SIGTERM from now on from cutting off the end, and what is said there of the error.
 
-    A launcher blames the one that it sees end first, and ends all others by SIGTERM, who may not have said yet what
-    has happened. To this one SIGTERM says that its time has come, and it ends as it would have; by a second one at
-    once.
+    A launcher ends the others by it as soon as it sees one end. By a second one the process ends at once.
     """
 
     def hear(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        news.stop_waiting()
+        news.in_haste = True
 
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    here = threading.current_thread() is threading.main_thread()
+    if here and not news.in_haste and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, hear)
-    news.wait_for_failed(FAREWELL)

@@ -29,16 +29,20 @@ class News:
     Args:
         rank, size: of this process.
         lines: on rank 0 one for each other rank, elsewhere one for rank 0.
+
+    Attributes:
+        in_haste: this process has been told to end, and no longer waits for the one that failed.
     """
 
     def __init__(self, rank: int, size: int, lines: dict[int, socket.socket]) -> None:
         self.rank, self.size = rank, size
+        self.in_haste = False
         self._lines = dict(lines)
         self._unread = dict.fromkeys(lines, b"")
         self._failure: tuple[int, str] | None = None
         self._ended: set[int] = set()
         self._gone: set[int] = set()  # their connection is closed, as far as this rank knows
-        self._told_own = self._in_haste = False
+        self._told_own = False
         self._group = 0  # number of the process group of now
         self._left: dict[int, tuple[int, str]] = {}  # group -> the rank that left it first, and why
         self._changed = threading.Condition()
@@ -142,10 +146,6 @@ class News:
             while self._follows() and (left := end - time.monotonic()) > 0:
                 self._changed.wait(min(left, _AGAIN))  # a signal is heard between two waits
 
-    def stop_waiting(self) -> None:
-        """Ends `wait_for_failed`, soon; a signal's handler may call it."""
-        self._in_haste = True
-
     def close(self, seconds: float, *, connected: bool = False) -> None:
         """Ends the connections; rank 0, who has what the others may still use, waits until they have gone.
 
@@ -231,7 +231,7 @@ class News:
 
     def _follows(self) -> bool:
         """Whether this rank ends because of another that has not ended yet, as far as it can still hear."""
-        if self._failure is None or self._told_own or self._in_haste:
+        if self._failure is None or self._told_own or self.in_haste:
             return False
         return bool(self._lines) and self._failure[0] not in self._gone
 

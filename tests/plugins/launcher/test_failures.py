@@ -89,7 +89,7 @@ def test_a_rank_that_ends_takes_the_others_with_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "follow"), [(["6"], True), (["20", "SIGTERM"], False)])
+@pytest.mark.parametrize(("words", "follow"), [(["6"], True), (["12", "SIGTERM"], False)])
 def test_whoever_follows_another_ends_after_it(words: list[str], follow: bool) -> None:
     """A launcher blames the first to end, and cuts off the others; who is told to end does so, in good order."""
     port = free_port()

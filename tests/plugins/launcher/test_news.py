@@ -92,14 +92,14 @@ def test_who_follows_another_does_not_wait_for_ever(three):
     began = time.monotonic()
     thread = threading.Thread(target=three[2].wait_for_failed, args=(60,))
     thread.start()
-    three[2].stop_waiting()
+    three[2].in_haste = True
     thread.join(30)
     assert time.monotonic() - began < 30
     # Nobody tells any more who has gone, once rank 0 has.
     assert three[0].failure()
-    three[0]._in_haste = True
+    three[0].in_haste = True
     three[0].close(0.0)
-    three[2]._in_haste = False
+    three[2].in_haste = False
     three[2].wait_for_failed(60)
     assert time.monotonic() - began < 50
 
