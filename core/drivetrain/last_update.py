@@ -95,7 +95,7 @@ class LastUpdate:
                     return followed
                 run.processes.renew(None if followed is not None else peers.told_of(error))
             self.trainer._finish_saving(run)
-            if (reason := self._reason_against(run, error, folder)) is None:
+            if (reason := self._reason_against(run, error, followed is not None, folder)) is None:
                 self._write(run, folder)
                 reason = f"save_on_exception: {folder}, of the last update, is written."
             if run.is_main_process:
@@ -104,23 +104,23 @@ class LastUpdate:
             logger.warning("save_on_exception: %s could not be written: %s", folder, second)
         return followed
 
-    def _reason_against(self, run: Run, error: BaseException, folder: str) -> str | None:
+    def _reason_against(self, run: Run, error: BaseException, follows: bool, folder: str) -> str | None:
         """What is said in place of writing a checkpoint; None where all ranks have noted the same update."""
         preemption, step = self.trainer._preemption, run.state.global_step
         stands = preemption is not None and preemption.saved == folder
-        found: list[tuple[int, bool, str | None]] = gather_objects(
-            (step, stands, self._spoilt(run, error)), run.processes
-        )
-        if all(stands and other == step for other, stands, _ in found):
+        mine = (run.processes.rank, step, stands, self._spoilt(run, error), follows)
+        found: list[tuple[int, int, bool, str | None, bool]] = gather_objects(mine, run.processes)
+        if all(stands and other == step for _, other, stands, *_ in found):
             return f"The checkpoint of the last update is written already: {folder}."
-        for rank, (step, _, why) in enumerate(found):
+        # One that had to leave a collective comes last: it may not have done what it would have.
+        for rank, step, _, why, _ in sorted(found, key=lambda one: one[4]):
             if why is not None:
                 where = f" in rank {rank}" if len(found) > 1 else ""
                 return (
                     f"save_on_exception: no checkpoint of step {step} is written, because {why}{where}. Go on from an "
                     "earlier one."
                 )
-        if len(steps := {step for step, _, _ in found}) > 1:
+        if len(steps := {step for _, step, *_ in found}) > 1:
             return (
                 f"save_on_exception: no checkpoint is written, because ranks had done {min(steps)} and {max(steps)} "
                 "updates. Go on from an earlier one."

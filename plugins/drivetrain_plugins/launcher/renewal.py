@@ -24,7 +24,7 @@ from drivetrain_plugins.launcher.news import News
 
 _AGAIN = 0.05  # seconds
 # A collective that this process has finished, the others may be about to finish: they are given the time.
-_GRACE = 0.5
+_GRACE = 1.0
 
 
 class Renewal:
