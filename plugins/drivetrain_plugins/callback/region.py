@@ -2,7 +2,8 @@
 
 Between two drawings the cursor rests, visible, on the empty line above them, at its start. So nothing has to be known
 of how the terminal folds lines when its width changes; what another program or a C library writes begins on
-a line of its own; and a process that is killed leaves no hidden cursor behind.
+a line of its own; and a process that is killed leaves no hidden cursor behind. Where a program at the end of a pipe may
+write to the same terminal (`| tee`), it rests where that one has left it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from rich.cells import cell_len, set_cell_size
 BEGIN, END = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"
 ERASE = "\x1b[J"  # from the cursor to the end of the screen
 ERASE_LINE = "\x1b[K"  # from the cursor to the end of the line
+KEEP, BACK = "\x1b7", "\x1b8"  # the place of the cursor
+DOWN = "\x1bD"  # a line, in the same column; at the foot of the screen everything moves up
 # Control sequences other than those of colours, which would move the cursor away.
 MOVES = re.compile(r"\x1b\[[0-9;?]*[@-ln-~]|\x1b[()][A-Z0-9]|[\x00-\x06\x08\x0b-\x1a\x1c-\x1f\x7f]")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -103,7 +106,9 @@ class Region:
     def above(self, text: str) -> None:
         """Writes whole lines above the region, and the region below them again."""
         with self.lock:
-            self._write(ERASE + text + "\n" + self._placed())
+            # At the end of a line, where another program has not ended its own yet, so many blanks go on in the next.
+            fresh = " " * (self.size()[0] - 1) + "\r" if self._is_shared() else ""
+            self._write(f"{ERASE}{fresh}{ERASE if fresh else ''}{text}\n{self._placed()}")
 
     def clear(self) -> None:
         """Empties the screen below the cursor; the next drawing fills it. For what comes by another way."""
@@ -133,8 +138,19 @@ class Region:
         if cell_len(COLOURS.sub("", begun)) >= columns:
             begun = set_cell_size(COLOURS.sub("", begun), columns - 1)
         drawn = f"{ERASE_LINE}\n".join([begun, *self._lines])
-        up = f"\x1b[{len(self._lines)}A" if self._lines else ""
+        count = len(self._lines)
+        up = f"\x1b[{count}A" if count else ""
+        if self._is_shared():
+            return f"{BEGIN}{DOWN * count}{up}{KEEP}{drawn}{ERASE}{BACK}{END}"
         return f"{BEGIN}{drawn}{ERASE}\r{up}{END}"
+
+    def _is_shared(self) -> bool:
+        """Whether a program at the end of a pipe may write here, whose line may come in two parts, the end alone.
+
+        The cursor is put back behind the first part then, and not at the start of its line, which the next drawing
+        would take for an empty one.
+        """
+        return any(not above.whole_lines for _, _, above in self._streams)
 
     def _is_in_background(self) -> bool:
         """Whether a shell has the terminal, as after `&`: what is drawn then would go over what its user types."""
