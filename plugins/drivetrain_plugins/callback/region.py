@@ -94,6 +94,9 @@ class Region:
     def draw(self) -> None:
         """Draws the lines anew."""
         with self.lock:
+            for _, _, above in self._streams:
+                if not above.whole_lines:
+                    above.hand_on()  # what has not become a whole line since the last drawing
             if self._is_in_background() or is_debugged():
                 if self._lines:
                     self._lines = []
@@ -107,8 +110,8 @@ class Region:
         """Writes whole lines above the region, and the region below them again."""
         with self.lock:
             # At the end of a line, where another program has not ended its own yet, so many blanks go on in the next.
-            fresh = " " * (self.size()[0] - 1) + "\r" if self._is_shared() else ""
-            self._write(f"{ERASE}{fresh}{ERASE if fresh else ''}{text}\n{self._placed()}")
+            fresh = " " * (self.size()[0] - 1) + "\r" + ERASE if self._is_shared() else ""
+            self._write(ERASE + fresh + text + "\n" + self._placed())
 
     def clear(self) -> None:
         """Empties the screen below the cursor; the next drawing fills it. For what comes by another way."""
@@ -140,9 +143,8 @@ class Region:
         drawn = f"{ERASE_LINE}\n".join([begun, *self._lines])
         count = len(self._lines)
         up = f"\x1b[{count}A" if count else ""
-        if self._is_shared():
-            return f"{BEGIN}{DOWN * count}{up}{KEEP}{drawn}{ERASE}{BACK}{END}"
-        return f"{BEGIN}{drawn}{ERASE}\r{up}{END}"
+        room, back = (DOWN * count + up + KEEP, BACK) if self._is_shared() else ("", "\r" + up)
+        return f"{BEGIN}{room}{drawn}{ERASE}{back}{END}"
 
     def _is_shared(self) -> bool:
         """Whether a program at the end of a pipe may write here, whose line may come in two parts, the end alone.
@@ -193,10 +195,14 @@ class Above:
         if self._finished or not region.is_ours() or is_debugged():
             return int(self._stream.write(text))
         with region.lock:
-            if not self.whole_lines:
-                region.clear()
-                return int(self._stream.write(text))
             lines, newline, rest = (self._pending + text).rpartition("\n")
+            if not self.whole_lines:
+                # Each line in one piece, where Python writes at once: what a line is made of would come out in parts.
+                self._pending = rest
+                if newline:
+                    region.clear()
+                    self._stream.write(lines + newline)
+                return len(text)
             # What a carriage return was to write over is gone, as it would be on the terminal.
             self._pending = rest
             if newline:
@@ -214,13 +220,26 @@ class Above:
     def flush(self) -> None:
         """Shows what is written, and a line that is not finished too."""
         if self._pending and not self._finished and self._region.is_ours():
-            self._region.draw()
+            if self.whole_lines:
+                self._region.draw()
+            else:
+                self.hand_on()
         self._stream.flush()
+
+    def hand_on(self) -> None:
+        """Writes into a pipe what there is of a line."""
+        with self._region.lock:
+            pending, self._pending = self._pending, ""
+            if pending:
+                self._region.clear()
+                self._stream.write(pending)
 
     def finish(self) -> None:
         """Writes what is left of a line, and from now on everything as it comes."""
         self._finished = True
-        if self._pending:
+        if not self.whole_lines:
+            self.hand_on()
+        elif self._pending:
             self._region.begin("")
             self._region.above(_overwritten(self._pending))
             self._pending = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -82,3 +83,27 @@ def test_the_cursor_rests_above_the_lines_again(monkeypatch: pytest.MonkeyPatch)
             time.sleep(0.02)
         assert (terminal.screen.cursor.y, terminal.screen.cursor.x) == (0, 0)
         assert not terminal.screen.cursor.hidden
+
+
+def test_a_line_goes_into_the_pipe_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python writes at once (`python -u`), `print` writes a line in as many pieces as it is made of."""
+    terminal = Terminal(60, 10)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with (
+        os.fdopen(reader, "rb", 0) as end,
+        io.TextIOWrapper(os.fdopen(writer, "wb", 0), write_through=True) as pipe,
+    ):
+        monkeypatch.setattr(sys, "stdout", pipe)
+        region = Region(terminal.stream, lambda columns: BAR)
+        region.open()
+        print("a", "script", end="")
+        assert end.read(100) is None
+        print(" speaks")
+        assert end.read(100) == b"a script speaks\n"
+        for hand_on in (region.draw, sys.stdout.flush, lambda: region.close(keep=True)):
+            print("half", "a line", end="")
+            hand_on()
+            assert end.read(100) == b"half a line"
+        monkeypatch.undo()
+    terminal.close()
