@@ -108,19 +108,20 @@ class LastUpdate:
         """What is said in place of writing a checkpoint; None where all ranks have noted the same update."""
         preemption, step = self.trainer._preemption, run.state.global_step
         stands = preemption is not None and preemption.saved == folder
-        mine = (run.processes.rank, step, stands, self._spoilt(run, error), follows)
-        found: list[tuple[int, int, bool, str | None, bool]] = gather_objects(mine, run.processes)
-        if all(stands and other == step for _, other, stands, *_ in found):
+        found: list[tuple[int, bool, str | None, bool]] = gather_objects(
+            (step, stands, self._spoilt(run, error), follows), run.processes
+        )
+        if all(stands and other == step for other, stands, *_ in found):
             return f"The checkpoint of the last update is written already: {folder}."
         # One that had to leave a collective comes last: it may not have done what it would have.
-        for rank, step, _, why, _ in sorted(found, key=lambda one: one[4]):
+        for rank, (step, _, why, _) in sorted(enumerate(found), key=lambda one: one[1][3]):
             if why is not None:
                 where = f" in rank {rank}" if len(found) > 1 else ""
                 return (
                     f"save_on_exception: no checkpoint of step {step} is written, because {why}{where}. Go on from an "
                     "earlier one."
                 )
-        if len(steps := {step for _, step, *_ in found}) > 1:
+        if len(steps := {step for step, *_ in found}) > 1:
             return (
                 f"save_on_exception: no checkpoint is written, because ranks had done {min(steps)} and {max(steps)} "
                 "updates. Go on from an earlier one."

@@ -74,6 +74,31 @@ def test_one_that_sleeps_is_not(thread: Thread, monkeypatch: pytest.MonkeyPatch)
     gloo.settle()
 
 
+NO_MEMORY = """
+import os, resource
+import torch.distributed as dist
+from drivetrain_plugins import gloo
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+before = len(os.listdir("/proc/self/task"))
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**20, -1))  # a thread's stack takes 8 MB
+gloo.break_off_later()
+print("kept", len(gloo._kept))
+dist.destroy_process_group()
+gloo.take_apart()
+print("left", len(gloo._kept), before - len(os.listdir("/proc/self/task")) > 1)
+"""
+
+
+def test_without_memory_for_a_thread_a_group_is_broken_off_and_taken_apart_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NO_MEMORY],
+        capture_output=True, text=True, timeout=200, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.stdout == "kept 1\nleft 0 True\n", done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
 def test_one_process_that_has_a_group_waits_too(tmp_path: Path, engine: str) -> None:

@@ -129,7 +129,7 @@ def backend(name: str, value: Any) -> str | None:
     word = text(name, value).lower()
     distributed = sys.modules.get("torch.distributed")
     registered = getattr(getattr(distributed, "Backend", None), "backend_list", [])
-    if word not in (*_BACKENDS, *registered):
+    if word not in (*_BACKENDS, *registered) or word == "undefined":  # torch's word for none
         raise Wrong(unknown(name, word, [*_BACKENDS]))
     return word
 

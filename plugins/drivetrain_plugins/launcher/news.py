@@ -20,7 +20,7 @@ from drivetrain_plugins.launcher.meeting import ranks
 _LONGEST = 500  # characters of a reason
 _SENT = 5.0  # seconds for a line to be taken
 _HEARD = 3.0  # how long news may come after the backend's error
-_AGAIN = 0.1
+_AGAIN = 0.1  # between two looks at whether this process is to end
 
 
 class News:
@@ -144,7 +144,7 @@ class News:
         end = time.monotonic() + seconds
         with self._changed:
             while self._follows() and (left := end - time.monotonic()) > 0:
-                self._changed.wait(min(left, _AGAIN))  # a signal is heard between two waits
+                self._changed.wait(min(left, _AGAIN))  # a signal's handler cannot notify
 
     def close(self, seconds: float, *, connected: bool = False) -> None:
         """Ends the connections; rank 0, who has what the others may still use, waits until they have gone.

@@ -47,6 +47,10 @@ WRONG = [
         {"ddp_backend": "glo"},
         "Unknown ddp_backend 'glo'. Did you mean 'gloo'? Choices: nccl, gloo, mpi, ccl, hccl, xccl, ucc.",
     ),
+    (
+        {"ddp_backend": "undefined"},
+        "Unknown ddp_backend 'undefined'. Choices: nccl, gloo, mpi, ccl, hccl, xccl, ucc.",
+    ),
     ({"fp16_opt_level": "O4"}, "Unknown fp16_opt_level 'O4'. Choices: O0, O1, O2, O3."),
     ({"fsdp_version": 3}, "Unknown fsdp_version '3'. Choices: 1, 2."),
     (
@@ -244,7 +248,16 @@ def test_value_is_kept_as(values, name, kept):
 
 
 def test_a_backend_that_somebody_has_registered_with_torch(monkeypatch):
-    monkeypatch.setattr(torch.distributed.Backend, "backend_list", ["undefined", "smoke"])
+    backend = torch.distributed.Backend
+    for name in (
+        "backend_list",
+        "backend_type_map",
+        "backend_capability",
+        "_plugins",
+        "default_device_backend_map",
+    ):
+        monkeypatch.setattr(backend, name, getattr(backend, name).copy())
+    backend.register_backend("smoke", lambda *_: None, devices=["cpu"])
     assert TrainingArguments("out", ddp_backend="Smoke").ddp_backend == "smoke"
 
 

@@ -54,17 +54,20 @@ def make(name: str, fault: tuple[str, int] | None = None, **more: Any) -> Any:
 
 
 def failing(
-    name: str, which: tuple[int, ...], fault: tuple[str, int] | None = None, **more: Any
+    name: str,
+    which: tuple[int, ...],
+    fault: tuple[str, int] | None = None,
+    others: dict[str, Any] | None = None,
+    **more: Any,
 ) -> list[str]:
-    """Trains until some ranks fail.
+    """Trains until some ranks fail; `others` are the settings of those that do not.
 
     Returns:
         names of the checkpoints.
     """
     said.clear()
     mine = rank in which
-    others = {"callbacks": [Waits()]} if name == "due" else {k: v for k, v in more.items() if k == "optim"}
-    made = make(name, fault if mine else None, **(more if mine else others))
+    made = make(name, fault, **more) if mine else make(name, **(others or {}))
     with pytest.raises(Fault if mine else ProcessError) as caught:
         made.train()
     assert mine or f"has failed: rank {which[0]} by Fault" in str(caught.value)
@@ -144,7 +147,7 @@ refused: dict[str, tuple[tuple[str, int] | None, dict[str, Any], str]] = {
     "begun": (("forward", 1), {}, "no update has been done since training began"),
     "due": (
         None,
-        {"callbacks": [At("on_step_end", 3)]},
+        {"callbacks": [At("on_step_end", 3)], "others": {"callbacks": [Waits()]}},
         f"all that was due after the update was done in rank {last}",
     ),
     "weights": (("weights", 8), {}, f"the weights have been changed since the update in rank {last}"),
